@@ -1,0 +1,44 @@
+SHELL := bash
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+PYTEST := $(PYTHON) -m pytest -q
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-unit test-all lint bench lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# pyproject.toml is here because the `largeforge` command and its dependencies are declared in it.
+$(VENV)/.installed: requirements/cpu.txt pyproject.toml
+	@requirements/bootstrap.sh install $(VENV)
+
+quickstart: $(VENV)/.installed ## the whole loop on this machine: teach, train, evaluate, promote, one page to read
+	@$(VENV)/bin/largeforge quickstart
+
+test: test-unit ## unit and contract tests, then small real models through Ray; what CI runs
+	$(PYTEST) tests/local_ray -m "not slow"
+	@echo
+	@echo "All passed. Next: make quickstart (the whole loop), make test-all (slow and GPU tests), make bench (ratios)."
+
+test-unit: $(VENV)/.installed ## unit and contract tests, under a minute, no Ray cluster
+	$(PYTEST) tests/unit tests/contracts -m "not slow"
+
+test-all: $(VENV)/.installed ## every test; GPU tests skip without one
+	$(PYTEST) tests
+
+lint: $(VENV)/.installed ## ruff and mypy, nothing is changed
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+bench: $(VENV)/.installed ## measure the ratios on this machine, one benchmark after the other
+	@set -e; for file in benchmarks/[a-z]*.py; do \
+	  echo "== $$file"; $(PYTHON) -m "benchmarks.$$(basename "$$file" .py)"; done
+
+lock: $(VENV)/.installed ## write requirements/cpu.txt anew (UPGRADE=1: newest versions)
+	@requirements/bootstrap.sh lock $(VENV)
+
+clean: ## remove caches and build folders; keeps the environment and your ./forge
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,50 @@
+"""The engine as an actor that Ray restarts, so its callers never write retry code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from largeforge_ray.models.engine import Engine, EngineDied
+from largeforge_ray.types import GenerateRequest, Generation
+
+RESTARTS = 4
+"""An engine that died five times has a cause that a sixth start will not cure."""
+
+
+class EngineActor:
+    """One engine in its own process. Calls in flight are repeated after a restart."""
+
+    def __init__(self, model_dir: str, max_model_len: int, max_lora_rank: int | None) -> None:
+        self._engine = Engine(model_dir, max_model_len=max_model_len, max_lora_rank=max_lora_rank)
+
+    async def start_seconds(self) -> float:
+        return self._engine.start_seconds
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        try:
+            return await self._engine.generate(requests)
+        except EngineDied:
+            # Ray restarts an actor whose process ends, not one that raises.
+            os._exit(1)
+
+    async def stop(self) -> None:
+        self._engine.shutdown()
+
+
+def start_engine(model_dir: str, *, max_model_len: int, max_lora_rank: int | None = None) -> Any:
+    """Start an engine actor and return its handle at once; the first call waits for the model."""
+    import ray
+
+    from largeforge_ray.models.hardware import detect
+
+    actor = ray.remote(EngineActor).options(
+        name=None,
+        num_cpus=1,
+        num_gpus=1 if detect().gpus else 0,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
+        max_concurrency=256,
+    )
+    return actor.remote(model_dir, max_model_len, max_lora_rank)

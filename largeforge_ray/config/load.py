@@ -1,0 +1,151 @@
+"""YAML to ``Manifest``, with the file and line in every error."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from largeforge_ray.config.manifest import Manifest, ModelConfig, ReferenceProblem, in_dependency_order
+from largeforge_ray.config.stages import (
+    DatasetStage,
+    EvaluateStage,
+    Gate,
+    Lora,
+    PromoteStage,
+    Split,
+    Strict,
+    Teacher,
+    TeachStage,
+    TrainStage,
+)
+from largeforge_ray.errors import ConfigError
+
+Path_ = Sequence[str | int]
+STAGES: dict[str, type[Strict]] = {
+    "dataset": DatasetStage,
+    "teach": TeachStage,
+    "train": TrainStage,
+    "evaluate": EvaluateStage,
+    "promote": PromoteStage,
+}
+NESTED: dict[str, type[Strict]] = {
+    "split": Split,
+    "teacher": Teacher,
+    "lora": Lora,
+    "gate": Gate,
+    "model": ModelConfig,
+}
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """Read and check a manifest file. Raises ``ConfigError`` naming file, line, value and fix."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        raise ConfigError(
+            f"manifest '{path}' does not exist"
+            + (f"; did you mean '{near[0]}'?" if near else "; check the path")
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"manifest '{path}' cannot be read as UTF-8 text: {error}") from None
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: str, filename: str = "<manifest>") -> Manifest:
+    """Check manifest text; ``filename`` appears in errors. Stages come back in dependency order."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicate_keys(node, filename)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{filename}:{mark.line + 1}" if mark else filename
+        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{filename}:1: a manifest is a mapping with name, model and stages; found {type(data).__name__}"
+        )
+    try:
+        manifest = Manifest.model_validate(data)
+        return manifest.model_copy(update={"stages": in_dependency_order(manifest.stages)})
+    except ValidationError as error:
+        lines = [f"{filename}:{_line(node, e['loc'])}: {_explain(e, data)}" for e in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+    except ReferenceProblem as problem:
+        raise ConfigError(f"{filename}:{_line(node, problem.path)}: {problem}") from None
+
+
+def _refuse_duplicate_keys(node: Any, filename: str) -> None:
+    """YAML keeps the last of two equal keys in silence; a user who wrote both meant something else."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise ConfigError(
+                    f"{filename}:{key.start_mark.line + 1}: key '{key.value}' is given twice; keep one"
+                )
+            seen.add(key.value)
+            _refuse_duplicate_keys(value, filename)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_duplicate_keys(value, filename)
+
+
+def _line(node: Any, loc: Path_) -> int:
+    """The line of the deepest part of ``loc`` that the file has; union tags in ``loc`` are passed over."""
+    line = node.start_mark.line + 1
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == part:
+                    line, node = key.start_mark.line + 1, value
+                    break
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _explain(error: ErrorDetails, data: dict[str, Any]) -> str:
+    loc = [p for p in error["loc"] if p not in STAGES]
+    dotted = ".".join(map(str, loc))
+    kind = error["type"]
+    value = error["input"]
+    if kind == "extra_forbidden":
+        known = list(_schema_at(error["loc"]).model_fields)
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else ""
+        return f"unknown key '{loc[-1]}' in {dotted.rpartition('.')[0] or 'the manifest'}; {hint} valid keys: {', '.join(known)}".replace(
+            ";  ", "; "
+        )
+    if kind == "missing":
+        return f"{dotted} is missing; add it"
+    if kind == "union_tag_invalid":
+        given = value.get("kind") if isinstance(value, dict) else value
+        near = difflib.get_close_matches(str(given), STAGES, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"{dotted}: kind '{given}' is not a stage kind; {hint}Supported: [{', '.join(STAGES)}]"
+    if kind == "union_tag_not_found":
+        return f"{dotted}: the stage has no kind; add one of [{', '.join(STAGES)}]"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    shown = repr(value) if not isinstance(value, dict | list) else type(value).__name__
+    return f"{dotted} = {shown}: {message}"
+
+
+def _schema_at(loc: Path_) -> type[Strict]:
+    """The schema whose key the last part of ``loc`` is."""
+    for part in reversed(loc[:-1]):
+        if part in NESTED:
+            return NESTED[str(part)]
+        if part in STAGES:
+            return STAGES[str(part)]
+    return Manifest

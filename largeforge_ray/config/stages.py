@@ -1,0 +1,180 @@
+"""The schema of each stage kind. Defaults live on the fields and nowhere else.
+
+A field that names another stage is declared with ``Ref``; everything that follows references
+(order, cycles, keys) reads them through ``Stage.references``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from largeforge_ray.types import Message, Sampling
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+Ref = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}(\.(train|test))?$")]
+
+
+class Strict(BaseModel):
+    """A frozen schema that refuses unknown keys and silent conversions ("3" is not 3)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StageBase(Strict):
+    """What every stage has. ``references`` maps a field path to the stage it names."""
+
+    artifact_kind: ClassVar[str]
+    uses_model: ClassVar[bool] = True
+    name: Name
+
+    def references(self) -> dict[str, str]:
+        raise TypeError(f"{type(self).__name__} does not say which stages it reads")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, and so goes into the key: everything but names."""
+        return self.model_dump(mode="json", exclude={"name", *(f.split(".")[0] for f in self.references())})
+
+
+class Split(Strict):
+    """Held-out share, chosen by each row's content hash: adding rows moves none of the others."""
+
+    test: float = Field(0.2, gt=0.0, lt=1.0)
+
+
+class DatasetStage(StageBase):
+    """Read prompts or chats from a JSONL or Parquet file, or a folder of them."""
+
+    artifact_kind: ClassVar[str] = "dataset"
+    uses_model: ClassVar[bool] = False
+    kind: Literal["dataset"]
+    source: str = Field(min_length=1, description="File or folder, relative to the manifest.")
+    split: Split = Split()
+
+    def references(self) -> dict[str, str]:
+        return {}
+
+
+class Teacher(Strict):
+    """Who answers, and what it is shown: ``instructions`` and ``examples`` reach the teacher only."""
+
+    model: Literal["base"] = "base"
+    instructions: str | None = None
+    examples: list[Message] = []
+    temperature: float = Field(0.7, ge=0.0, le=2.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_tokens: int = Field(128, ge=1)
+
+    @model_validator(mode="after")
+    def _examples_alternate(self) -> Teacher:
+        roles = [m.get("role") for m in self.examples]
+        if roles != ["user", "assistant"] * (len(roles) // 2) or any(
+            set(m) != {"role", "content"} for m in self.examples
+        ):
+            raise ValueError("examples must be user and assistant turns in turn, each with role and content")
+        return self
+
+
+class TeachStage(StageBase):
+    """Ask a teacher for several answers a prompt and keep those the prompt's check accepts."""
+
+    artifact_kind: ClassVar[str] = "dataset"
+    kind: Literal["teach"]
+    prompts: Ref
+    teacher: Teacher = Teacher()
+    samples: int = Field(4, ge=1, le=64)
+    keep: Literal["verified", "all"] = "verified"
+    seed: int = 0
+
+    def references(self) -> dict[str, str]:
+        return {"prompts": self.prompts}
+
+    @property
+    def sampling(self) -> Sampling:
+        t = self.teacher
+        return Sampling(temperature=t.temperature, top_p=t.top_p, max_tokens=t.max_tokens, seed=self.seed)
+
+
+class Lora(Strict):
+    """Low-rank adaptation, Hu et al. 2021 (arXiv:2106.09685)."""
+
+    rank: int = Field(8, ge=1, le=512)
+    alpha: float = Field(16, gt=0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class TrainStage(StageBase):
+    """Fine-tune an adapter on a dataset with Ray Train."""
+
+    artifact_kind: ClassVar[str] = "adapter"
+    kind: Literal["train"]
+    algorithm: Literal["sft"] = "sft"
+    data: Ref
+    lora: Lora = Lora()
+    learning_rate: float = Field(2e-4, gt=0.0)
+    epochs: float = Field(1.0, gt=0.0)
+    batch_size: int = Field(8, ge=1, description="Rows a step, over all workers.")
+    max_tokens: int = Field(
+        512, ge=8, description="Longest row trained on; a longer one is counted and left out."
+    )
+    warmup: float = Field(0.05, ge=0.0, lt=1.0, description="Share of the steps.")
+    checkpoint_every: int = Field(20, ge=1, description="Steps between checkpoints.")
+    workers: int = Field(1, ge=1)
+    seed: int = 0
+
+    def references(self) -> dict[str, str]:
+        return {"data": self.data}
+
+
+class EvaluateStage(StageBase):
+    """Every candidate answers every item once: the outcome matrix."""
+
+    artifact_kind: ClassVar[str] = "outcomes"
+    kind: Literal["evaluate"]
+    candidates: list[Ref] = Field(min_length=1)
+    items: Ref
+    max_tokens: int = Field(128, ge=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1.0)
+    seed: int = 0
+
+    def references(self) -> dict[str, str]:
+        named = {f"candidates.{i}": c for i, c in enumerate(self.candidates) if c != "base"}
+        return {"items": self.items, **named}
+
+    @model_validator(mode="after")
+    def _distinct(self) -> EvaluateStage:
+        if len(set(self.candidates)) != len(self.candidates):
+            raise ValueError("candidates name one expert twice; list each once")
+        return self
+
+
+class Gate(Strict):
+    """Promote only if the gain's interval on the outcome matrix lies above ``min_gain``."""
+
+    outcomes: Ref
+    min_gain: float = Field(0.0, ge=-1.0, le=1.0)
+    confidence: float = Field(0.95, gt=0.5, lt=1.0)
+
+
+class PromoteStage(StageBase):
+    """Check a candidate, prove it on the engine, and make it an expert beside the base model."""
+
+    artifact_kind: ClassVar[str] = "router"
+    kind: Literal["promote"]
+    candidate: Ref
+    gate: Gate
+    max_lora_rank: int = Field(16, ge=1, le=512)
+
+    def references(self) -> dict[str, str]:
+        return {"candidate": self.candidate, "gate.outcomes": self.gate.outcomes}
+
+    def settings(self) -> dict[str, Any]:
+        gate = self.gate.model_dump(mode="json", exclude={"outcomes"})
+        return {"kind": self.kind, "gate": gate, "max_lora_rank": self.max_lora_rank}
+
+
+Stage = Annotated[
+    DatasetStage | TeachStage | TrainStage | EvaluateStage | PromoteStage, Field(discriminator="kind")
+]

@@ -1,0 +1,153 @@
+"""A user's file to a dataset: every row is checked, and a bad one is named by file, line and field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.data.rows import RowWriter
+from largeforge_ray.data.split import is_test, row_hash
+from largeforge_ray.errors import ConfigError, DataError
+
+FIELDS = ("id", "prompt", "messages", "answer", "check")
+CHECKS = ("exact", "json", "number", "contains")
+ROLES = ("system", "user", "assistant")
+
+
+def source_files(source: Path) -> list[Path]:
+    """The data files of a source. Raises ``ConfigError`` if there are none or the format is not read."""
+    if source.is_dir():
+        files = sorted(p for p in source.iterdir() if p.suffix in (".jsonl", ".parquet"))
+        if not files:
+            raise ConfigError(f"dataset folder '{source}' holds no .jsonl or .parquet file; add one")
+        return files
+    if not source.is_file():
+        raise ConfigError(f"dataset source '{source}' does not exist; paths are relative to the manifest")
+    if source.suffix not in (".jsonl", ".parquet"):
+        raise ConfigError(
+            f"dataset source '{source.name}' is '{source.suffix}'; datasets are .jsonl or .parquet"
+        )
+    return [source]
+
+
+def content_identity(source: Path) -> str:
+    """SHA-256 over the bytes of the source's files: what the dataset's key depends on."""
+    total = hashlib.sha256()
+    for file in source_files(source):
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def ingest(source: Path, *, test_share: float, target: Path) -> dict[str, int]:
+    """Check and split the rows of ``source`` into ``target``; returns rows, train, test, duplicates.
+
+    Raises ``DataError`` for the first malformed row, and for a source or part without any row.
+    """
+    seen: set[bytes] = set()
+    writers = {part: RowWriter(target, part) for part in ("train", "test")}
+    duplicates = 0
+    for file in source_files(source):
+        for where, raw in _read(file):
+            row = _check(raw, where)
+            digest = bytes.fromhex(row["item_hash"])
+            if digest in seen:
+                duplicates += 1
+                continue
+            seen.add(digest)
+            writers["test" if is_test(row["item_hash"], test_share) else "train"].add(row)
+    for writer in writers.values():
+        writer.close()
+    if not seen:
+        raise DataError(f"dataset source '{source}' has no rows; add at least one prompt")
+    for part, writer in writers.items():
+        if writer.count == 0:
+            raise DataError(
+                f"the split with test: {test_share} leaves no {part} rows of {len(seen)}; add rows or change the share"
+            )
+    return {"rows": len(seen), **{p: w.count for p, w in writers.items()}, "duplicates": duplicates}
+
+
+def _read(file: Path) -> Iterator[tuple[str, Any]]:
+    if file.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            number = 0
+            for batch in pq.ParquetFile(file).iter_batches(1000):
+                for raw in batch.to_pylist():
+                    number += 1
+                    yield f"{file}: row {number}", {k: v for k, v in raw.items() if v is not None}
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{file} is not a Parquet file: {error}; write it again") from None
+        return
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            where = f"{file}:{number}"
+            try:
+                yield where, json.loads(line)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{where}: not UTF-8 text (byte {error.start}); save the file as UTF-8"
+                ) from None
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where}: not JSON: {error}; each line is one JSON object") from None
+
+
+def _check(raw: Any, where: str) -> dict[str, Any]:
+    def bad(field: str, message: str) -> DataError:
+        return DataError(f"{where}: field '{field}': {message}")
+
+    if not isinstance(raw, dict):
+        raise DataError(
+            f"{where}: a row is a JSON object with 'prompt' or 'messages'; found {type(raw).__name__}"
+        )
+    unknown = sorted(set(raw) - set(FIELDS))
+    if unknown:
+        raise bad(unknown[0], f"unknown; a row has {', '.join(FIELDS)}")
+    if ("prompt" in raw) == ("messages" in raw):
+        raise bad("prompt", "give either 'prompt' (text) or 'messages' (chat turns), one of the two")
+    if "prompt" in raw:
+        if not isinstance(raw["prompt"], str) or not raw["prompt"].strip():
+            raise bad("prompt", f"must be text that is not empty; found {raw['prompt']!r}"[:300])
+        messages = [{"role": "user", "content": raw["prompt"]}]
+    else:
+        messages = _check_messages(raw["messages"], bad)
+    check, answer = raw.get("check"), raw.get("answer")
+    if check is not None and check not in CHECKS:
+        raise bad("check", f"'{check}' is not known. Supported: [{', '.join(CHECKS)}]")
+    if check is not None and answer is None:
+        raise bad("answer", f"missing, but check '{check}' compares with it; add the expected answer")
+    if check == "number" and not isinstance(answer, int | float):
+        raise bad("answer", f"check 'number' needs a number; found {answer!r}")
+    if answer is not None and check is None:
+        check = "exact" if isinstance(answer, str) else "json"
+    digest = row_hash(messages, answer)
+    return {
+        "item_id": str(raw.get("id", digest[:16])),
+        "item_hash": digest,
+        "messages": messages,
+        "answer": answer,
+        "check": check,
+    }
+
+
+def _check_messages(value: Any, bad: Any) -> list[dict[str, str]]:
+    if not isinstance(value, list) or not value:
+        raise bad("messages", "must be a list with at least one turn")
+    for i, turn in enumerate(value):
+        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
+            raise bad(f"messages[{i}]", "a turn has exactly 'role' and 'content'")
+        if turn["role"] not in ROLES:
+            raise bad(
+                f"messages[{i}].role", f"'{turn['role']}' is not a role. Supported: [{', '.join(ROLES)}]"
+            )
+        if not isinstance(turn["content"], str) or not turn["content"].strip():
+            raise bad(f"messages[{i}].content", "must be text that is not empty")
+    return [dict(t) for t in value]

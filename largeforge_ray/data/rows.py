@@ -1,0 +1,100 @@
+"""Dataset artifacts on disk: ``train.parquet`` and ``test.parquet``, one schema, read as streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.errors import DataError
+
+PARTS = ("train", "test")
+BATCH_ROWS = 1000
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    return pa.schema(
+        [
+            ("item_id", pa.string()),
+            ("item_hash", pa.string()),
+            ("messages", pa.list_(turn)),
+            ("answer", pa.string()),
+            ("check", pa.string()),
+        ]
+    )
+
+
+class RowWriter:
+    """Writes one part in batches, so that a file larger than memory passes through."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        import pyarrow.parquet as pq
+
+        self._writer = pq.ParquetWriter(folder / f"{part}.parquet", _schema())
+        self._batch: list[dict[str, Any]] = []
+        self.count = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Queue a row; ``answer`` may be any JSON value and is stored as JSON text."""
+        answer = row.get("answer")
+        self._batch.append(
+            row | {"answer": None if answer is None else json.dumps(answer, ensure_ascii=False)}
+        )
+        self.count += 1
+        if len(self._batch) >= BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._batch:
+            self._writer.write_table(pa.Table.from_pylist(self._batch, schema=_schema()))
+            self._batch = []
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> int:
+    """Write one part of a dataset and return its number of rows."""
+    writer = RowWriter(folder, part)
+    for row in rows:
+        writer.add(row)
+    writer.close()
+    return writer.count
+
+
+def part_path(folder: Path, part: str) -> Path:
+    """The file of a part. Raises ``DataError`` if the dataset has no such part."""
+    path = folder / f"{part}.parquet"
+    if not path.is_file():
+        has = ", ".join(p for p in PARTS if (folder / f"{p}.parquet").is_file())
+        raise DataError(f"dataset {folder.name} has no part '{part}', only: {has}; name one of those")
+    return path
+
+
+def count_rows(folder: Path, part: str) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(part_path(folder, part)).num_rows)
+
+
+def read_rows(folder: Path, part: str) -> Iterator[dict[str, Any]]:
+    """Stream a part's rows with ``answer`` decoded."""
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(part_path(folder, part)).iter_batches(BATCH_ROWS):
+        for row in batch.to_pylist():
+            yield decode_row(row)
+
+
+def decode_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A stored row as its reader wants it: the answer is a value again, the turns are plain."""
+    answer = row["answer"]
+    turns = [{"role": str(m["role"]), "content": str(m["content"])} for m in row["messages"]]
+    return row | {"messages": turns, "answer": None if answer is None else json.loads(answer)}

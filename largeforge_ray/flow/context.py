@@ -1,0 +1,124 @@
+"""What a stage may use while it runs: the store, its inputs, the engine, and a place to say how far it is."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.config.manifest import Manifest
+from largeforge_ray.config.stages import PromoteStage, TrainStage
+from largeforge_ray.flow.plan import Plan, PlannedStage
+from largeforge_ray.observe import EventLog
+from largeforge_ray.store import Artifact, Store
+from largeforge_ray.types import RunEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Actor starters that the library does not import itself, and a listener for events."""
+
+    connect: Callable[[], None]
+    start_engine: Callable[..., Any]
+    start_board: Callable[[], Any]
+    listen: Callable[[RunEvent], None]
+
+
+@dataclass(slots=True)
+class RunContext:
+    """One run in progress. The engine is started by the first stage that asks and kept for the rest."""
+
+    run: str
+    plan: Plan
+    manifest: Manifest
+    store: Store
+    tools: Tools
+    log: EventLog
+    phases: dict[str, float] = field(default_factory=dict)
+    _engine: Any = None
+
+    def emit(self, stage: str, kind: str, numbers: dict[str, Any] | None = None, message: str = "") -> None:
+        event = RunEvent(time.time(), self.run, stage, kind, numbers or {}, message)
+        self.log.append(event)
+        self.tools.listen(event)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a part of a stage; the sums are printed and go into the report."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = round(self.phases.get(name, 0.0) + time.monotonic() - started, 2)
+
+    def artifact(self, name: str) -> Artifact:
+        """The artifact of a stage that has run or was cached."""
+        planned = self.plan[name]
+        found = self.store.find(planned.artifact_kind, planned.key)
+        assert found is not None, f"stage {name} is ordered before what it reads"
+        return found
+
+    def folder(self, reference: str) -> Path:
+        """The local, verified folder of the artifact a reference names."""
+        return self.store.fetch(self.artifact(reference.split(".")[0]))
+
+    def engine(self) -> Any:
+        """The shared engine's actor handle, ready for requests."""
+        import ray
+
+        if self._engine is None:
+            with self.phase("ray start"):
+                self.tools.connect()
+            with self.phase("engine start"):
+                self._engine = self.tools.start_engine(
+                    str(self.folder("base")),
+                    max_model_len=self.manifest.model.max_model_len,
+                    max_lora_rank=self._max_lora_rank(),
+                )
+                ray.get(self._engine.start_seconds.remote())
+        return self._engine
+
+    def _max_lora_rank(self) -> int | None:
+        ranks = [s.lora.rank for s in self.manifest.stages if isinstance(s, TrainStage)]
+        ranks += [s.max_lora_rank for s in self.manifest.stages if isinstance(s, PromoteStage)]
+        return max(ranks, default=None)
+
+    def close_engine(self) -> None:
+        """Stop the engine and wait until its processes are gone."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        if self._engine is None:
+            return
+        engine, self._engine = self._engine, None
+        try:
+            ray.get(engine.stop.remote(), timeout=15)
+        except (RayActorError, TimeoutError):
+            # It is already dead, or will not stop by itself; the kill below settles both.
+            pass
+        ray.kill(engine)
+
+    def work_folder(self, stage: PlannedStage) -> Path:
+        """A folder on this machine that outlives a killed run, for a stage that resumes from files."""
+        return scratch_root(self.store) / "work" / stage.key[:16]
+
+
+def scratch_root(store: Store) -> Path:
+    """Beside a local store's artifacts, or in the user's cache for a remote store."""
+    if store.local_root is not None:
+        return store.local_root
+    return Path.home() / ".cache" / "largeforge" / "scratch"
+
+
+@contextmanager
+def stage_lock(store: Store, key: str) -> Iterator[None]:
+    """One process of this machine makes an artifact at a time; the next one finds it made."""
+    path = scratch_root(store) / "locks" / f"{key[:16]}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

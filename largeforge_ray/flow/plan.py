@@ -1,0 +1,154 @@
+"""What would run: every stage's key, whether the store already has it, and what it needs.
+
+Keys follow from inputs alone, so the whole plan is known before anything starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.config.manifest import Manifest
+from largeforge_ray.config.stages import DatasetStage, PromoteStage, StageBase, TrainStage
+from largeforge_ray.data.ingest import content_identity
+from largeforge_ray.errors import ResourceError
+from largeforge_ray.models.hardware import Hardware
+from largeforge_ray.models.source import ModelSource, locate
+from largeforge_ray.promote.preflight import check_settings
+from largeforge_ray.store import Store, artifact_key
+
+PARTS = {"prompts": "train", "data": "train", "items": "test"}
+"""The part of a dataset that a reference means when it names none: nothing trains on what it is tested on."""
+
+ENGINE_GIB, TRAINER_GIB, CLUSTER_GIB = 3.5, 2.5, 1.5
+"""Memory beside the weights of an engine (1 GiB of it KV cache), a training worker, and Ray itself."""
+WEIGHT_COPIES = {"teach": 1, "evaluate": 1, "promote": 1, "train": 4, "model": 3, "dataset": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """One step of a run. ``key`` and ``parents`` are artifact keys (64 hex)."""
+
+    name: str
+    kind: str
+    artifact_kind: str
+    key: str
+    parents: tuple[str, ...]
+    inputs: tuple[str, ...]
+    cached: bool
+    config: dict[str, Any]
+    resources: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All stages in the order they run; the model is the first, under the name ``base``."""
+
+    manifest: str
+    stages: tuple[PlannedStage, ...]
+    source: ModelSource
+    folder: Path
+
+    def __getitem__(self, name: str) -> PlannedStage:
+        return next(s for s in self.stages if s.name == name)
+
+    @property
+    def missing(self) -> tuple[PlannedStage, ...]:
+        return tuple(s for s in self.stages if not s.cached)
+
+
+def part_of(stage: StageBase, name: str) -> str:
+    """The dataset part that the reference field ``name`` of ``stage`` means."""
+    return getattr(stage, name).partition(".")[2] or PARTS[name]
+
+
+def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
+    """Plan ``manifest``; relative paths are looked up from ``folder``.
+
+    Raises ``ConfigError`` or ``ModelError`` for what cannot work, ``CorruptArtifactError`` for a
+    damaged artifact the run would stand on.
+    """
+    source = locate(manifest.model, folder)
+    weights_gib = _weights_gib(source)
+    key = artifact_key("model", source.identity, [])
+    cached = store.find("model", key) is not None
+    needs = _resources("model", weights_gib, 1)
+    planned = {"base": PlannedStage("base", "model", "model", key, (), (), cached, source.identity, needs)}
+    for stage in manifest.stages:
+        planned[stage.name] = _plan_stage(stage, manifest, planned, store, folder, weights_gib)
+    return Plan(manifest.name, tuple(planned.values()), source, folder)
+
+
+def _plan_stage(
+    stage: StageBase,
+    manifest: Manifest,
+    planned: dict[str, PlannedStage],
+    store: Store,
+    folder: Path,
+    weights_gib: float,
+) -> PlannedStage:
+    config = stage.settings()
+    if isinstance(stage, DatasetStage):
+        # The path is not part of the key: a moved file with the same rows is the same dataset.
+        config.pop("source")
+        config["content"] = content_identity(folder / stage.source)
+    if isinstance(stage, PromoteStage):
+        trained = manifest.stage(stage.candidate)
+        assert isinstance(trained, TrainStage)
+        check_settings(stage, trained)
+    references = stage.references()
+    names = [ref.split(".")[0] for ref in references.values()]
+    if stage.uses_model:
+        names.append("base")
+        config["max_model_len"] = manifest.model.max_model_len
+    config["inputs"] = {f: _input(stage, f, planned[ref.split(".")[0]].key) for f, ref in references.items()}
+    if "candidates" in type(stage).model_fields:
+        config["candidates"] = [planned[c].key[:16] for c in getattr(stage, "candidates")]  # noqa: B009
+    parents = tuple(dict.fromkeys(planned[n].key for n in names))
+    kind: str = config["kind"]
+    key = artifact_key(stage.artifact_kind, config, parents)
+    cached = store.find(stage.artifact_kind, key) is not None
+    needs = _resources(kind, weights_gib, getattr(stage, "workers", 1))
+    inputs = tuple(dict.fromkeys(names))
+    return PlannedStage(stage.name, kind, stage.artifact_kind, key, parents, inputs, cached, config, needs)
+
+
+def _input(stage: StageBase, field_name: str, key: str) -> str:
+    return f"{key[:16]}.{part_of(stage, field_name)}" if field_name in PARTS else key[:16]
+
+
+def _weights_gib(source: ModelSource) -> float:
+    """bfloat16 bytes of the weights: four bits a weight in a GGUF, what the files say otherwise; 0 if unknown."""
+    if source.gguf is not None:
+        return source.gguf.stat().st_size * 3 / 1024**3
+    if source.folder is not None:
+        return sum(p.stat().st_size for p in source.folder.glob("*.safetensors")) / 1024**3
+    return 0.0
+
+
+def _resources(kind: str, weights_gib: float, workers: int) -> dict[str, float]:
+    if kind == "dataset":
+        return {"cpus": 0, "gpus": 0, "memory_gib": 0.3}
+    beside = {"train": TRAINER_GIB * workers, "model": 1.0}.get(kind, ENGINE_GIB)
+    memory = CLUSTER_GIB + beside + WEIGHT_COPIES[kind] * weights_gib * workers
+    return {"cpus": 1.0 * workers, "gpus": 0, "memory_gib": round(memory, 1)}
+
+
+def check_resources(plan: Plan, hardware: Hardware) -> None:
+    """Refuse a plan this machine cannot hold. Raises ``ResourceError`` naming the stage and the lack."""
+    for stage in plan.missing:
+        need = stage.resources["memory_gib"]
+        if need > hardware.memory_gib:
+            raise ResourceError(
+                f"stage '{stage.name}' needs about {need:.1f} GiB of memory, {hardware.memory_gib:.1f} GiB is available; "
+                "close other programs, use a smaller model, or run on a larger machine (RAY_ADDRESS)"
+            )
+        if stage.resources["cpus"] > hardware.cpus:
+            raise ResourceError(
+                f"stage '{stage.name}' asks for {stage.resources['cpus']:.0f} CPUs, there are {hardware.cpus}; lower workers"
+            )
+    if plan.missing and hardware.disk_gib < 2.0:
+        raise ResourceError(
+            f"{hardware.disk_gib:.1f} GiB of disk is free, a run needs 2; free some or move the store"
+        )

@@ -1,0 +1,95 @@
+"""Run a plan: each missing stage once, in order, with every artifact published whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from largeforge_ray.config.manifest import Manifest
+from largeforge_ray.errors import ForgeError, StageError
+from largeforge_ray.flow.context import RunContext, Tools, stage_lock
+from largeforge_ray.flow.plan import Plan, PlannedStage
+from largeforge_ray.flow.steps import STEPS
+from largeforge_ray.observe.events import EventLog
+from largeforge_ray.store import Artifact, Store
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A finished run: its id, the artifacts by stage name, and how many stages had to run."""
+
+    run: str
+    artifacts: dict[str, Artifact]
+    executed: int
+    seconds: float
+
+
+def run_plan(plan: Plan, manifest: Manifest, store: Store, *, tools: Tools) -> RunResult:
+    """Execute what is missing. Raises the ``ForgeError`` of the stage that failed."""
+    started = time.monotonic()
+    run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.urandom(2).hex()}"
+    _record(plan, manifest, store, run)
+    context = RunContext(run, plan, manifest, store, tools, EventLog(store, run))
+    executed = 0
+    try:
+        for stage in plan.stages:
+            executed += _ensure(context, stage)
+    finally:
+        context.close_engine()
+        context.log.close()
+    artifacts = {s.name: context.artifact(s.name) for s in plan.stages}
+    return RunResult(run, artifacts, executed, time.monotonic() - started)
+
+
+def _record(plan: Plan, manifest: Manifest, store: Store, run: str) -> None:
+    import yaml
+
+    stages = [asdict(s) for s in plan.stages]
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"run": run, "manifest": plan.manifest, "created": created, "stages": stages}
+    store.write_bytes(f"runs/{run}/plan.json", json.dumps(record, indent=2).encode())
+    text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False)
+    store.write_bytes(f"runs/{run}/manifest.yaml", text.encode())
+
+
+def _ensure(context: RunContext, stage: PlannedStage) -> bool:
+    """Make the stage's artifact unless it exists; returns whether it had to run."""
+    with stage_lock(context.store, stage.key):
+        # Asked again under the lock: another run may have made it since the plan.
+        if found := context.store.find(stage.artifact_kind, stage.key):
+            context.emit(stage.name, "cached", dict(found.metrics), f"{found.kind} {found.key[:16]}")
+            return False
+        context.emit(stage.name, "started")
+        try:
+            artifact = _execute(context, stage)
+        except ForgeError as error:
+            context.emit(stage.name, "failed", message=str(error))
+            raise
+        except KeyboardInterrupt:
+            context.emit(stage.name, "failed", message="interrupted; run the same command again to go on")
+            raise
+        except Exception as error:
+            # Whatever a library raised, the user gets the stage and the cause in one line.
+            context.emit(stage.name, "failed", message=f"{type(error).__name__}: {error}")
+            raise StageError(f"stage '{stage.name}' failed: {type(error).__name__}: {error}") from error
+        seconds = artifact.cost.get("seconds", 0.0)
+        numbers = dict(artifact.metrics) | {"seconds": seconds, "phases": artifact.cost.get("phases", {})}
+        context.emit(stage.name, "finished", numbers, f"{artifact.kind} {artifact.key[:16]}")
+        return True
+
+
+def _execute(context: RunContext, stage: PlannedStage) -> Artifact:
+    context.phases = {}
+    started = time.monotonic()
+    with context.store.staging(stage.artifact_kind, stage.key) as folder:
+        step = STEPS[stage.kind]
+        metrics = step(context, stage, folder)
+        cost = {"seconds": round(time.monotonic() - started, 2), "phases": context.phases}
+        artifact = context.store.publish(
+            stage.artifact_kind, stage.key, stage.name, stage.parents, stage.config, folder, metrics, cost
+        )
+    context.store.remove(f"journal/{stage.key[:16]}")
+    return artifact

@@ -1,0 +1,224 @@
+"""How each stage kind makes its artifact: read inputs, fill the folder, return the metrics."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.config.stages import DatasetStage, EvaluateStage, TeachStage, TrainStage
+from largeforge_ray.data import count_rows, ingest, read_rows, write_rows
+from largeforge_ray.data.rows import part_path
+from largeforge_ray.errors import StageError
+from largeforge_ray.evaluate import outcome_row, outcome_work, paired_gain, qualities, score, write_outcomes
+from largeforge_ray.flow.context import RunContext
+from largeforge_ray.flow.plan import PlannedStage, part_of
+from largeforge_ray.flow.promotion import make_router
+from largeforge_ray.models.source import materialise
+from largeforge_ray.store import RowJournal
+from largeforge_ray.teach import run_farm, teach_work, teacher_row
+from largeforge_ray.teach.rows import kept_chats
+from largeforge_ray.train import TrainJob, train
+from largeforge_ray.types import Sampling
+
+Metrics = dict[str, Any]
+
+
+def make_model(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics:
+    """Write the base model into the store as safetensors."""
+    with context.phase("convert"):
+        materialise(context.plan.source, folder)
+    return {"bytes": sum(p.stat().st_size for p in folder.iterdir())}
+
+
+def make_dataset(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics:
+    """Check and split the user's rows."""
+    declared = context.manifest.stage(stage.name)
+    assert isinstance(declared, DatasetStage)
+    return dict(ingest(context.plan.folder / declared.source, test_share=declared.split.test, target=folder))
+
+
+def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics:
+    """Let the teacher answer, keep what the checks accept."""
+    declared = context.manifest.stage(stage.name)
+    assert isinstance(declared, TeachStage)
+    items = part_path(context.folder(declared.prompts), part_of(declared, "prompts"))
+    expand = partial(
+        teach_work,
+        teacher=declared.teacher,
+        teacher_key=context.plan["base"].key,
+        sampling=declared.sampling,
+        samples=declared.samples,
+    )
+    prompts = count_rows(items.parent, items.stem)
+    rows = _farm(context, stage, items, expand, teacher_row, prompts * declared.samples)
+    write_teacher_rows(folder / "rows.parquet", rows)
+    chats = kept_chats(rows, declared.keep)
+    reasons = Counter(_reason(r) for r in rows if _reason(r))
+    if not chats:
+        common = ", ".join(f"{r} ({n})" for r, n in reasons.most_common(3))
+        raise StageError(
+            f"stage '{stage.name}': none of {len(rows)} answers was kept: {common}; show the teacher examples, "
+            "raise samples, or look at the check"
+        )
+    write_rows(folder, "train", chats)
+    failed = sum(r["error"] is not None for r in rows)
+    accepted = sum(r["error"] is None and (declared.keep == "all" or r["verdict"]["kept"]) for r in rows)
+    return {
+        "prompts": prompts,
+        "rows": len(chats),
+        "kept": accepted,
+        "duplicates": accepted - len(chats),
+        "dropped": len(rows) - accepted - failed,
+        "failed": failed,
+        "reasons": dict(reasons.most_common(20)),
+        "tokens": sum(r["completion_tokens"] for r in rows),
+    }
+
+
+def _reason(row: dict[str, Any]) -> str | None:
+    if row["error"]:
+        return f"failed: {row['error']}"
+    verdict = row["verdict"]
+    return None if verdict["kept"] else f"{verdict['by']}: {verdict['reason']}"
+
+
+def write_teacher_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write teacher rows in the shared schema; columns without any value yet are stored as null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda r: str(r["row_key"]))), path)
+
+
+def _farm(
+    context: RunContext, stage: PlannedStage, items: Path, expand: Any, to_row: Any, total: int
+) -> list[dict[str, Any]]:
+    """Run the farm with progress; returns every row of the journal."""
+    engine = context.engine()
+    journal = RowJournal(context.store, stage.key)
+    done = sum(1 for _ in journal.rows())
+    started, counts = time.monotonic(), Counter[str]()
+
+    def on_batch(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            counts["failed" if row["failed"] else "kept" if row["kept"] else "dropped"] += 1
+            counts["tokens"] += row["tokens"]
+        made = counts["failed"] + counts["kept"] + counts["dropped"]
+        rate = round(counts["tokens"] / (time.monotonic() - started), 1)
+        numbers = {k: counts[k] for k in ("kept", "dropped", "failed")}
+        context.emit(
+            stage.name, "progress", {"done": done + made, "total": total, **numbers, "tokens_per_s": rate}
+        )
+
+    if done:
+        context.emit(
+            stage.name, "progress", {"done": done, "total": total}, f"{done} rows were already in the journal"
+        )
+    with context.phase("generation"):
+        run_farm(items, expand=expand, to_row=to_row, engine=engine, journal=journal, on_batch=on_batch)
+    rows = list(journal.rows())
+    if len(rows) != total:
+        raise StageError(f"stage '{stage.name}' made {len(rows)} rows of {total}; run the same command again")
+    return rows
+
+
+def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics:
+    """Train on Ray Train; a killed run goes on from its newest checkpoint."""
+    declared = context.manifest.stage(stage.name)
+    assert isinstance(declared, TrainStage)
+    model, data = context.folder("base"), context.folder(declared.data)
+    with context.phase("ray start"):
+        context.tools.connect()
+    job = TrainJob(declared, str(model), str(data), context.tools.start_board())
+    facts: Metrics = {}
+    launched = time.monotonic()
+
+    def on_note(note: dict[str, Any]) -> None:
+        kind = note.pop("kind")
+        if kind == "plan":
+            facts.update(note)
+        elif kind == "begin":
+            context.phases["worker start"] = round(time.monotonic() - launched, 2)
+            words = f"{facts['rows']} rows, {facts['tokens']} tokens, batches of {declared.batch_size}: {note['steps']} steps"
+            resumed = f", resumed at step {note['step']}" if note["step"] else ""
+            context.emit(
+                stage.name, "progress", {"done": note["step"], "steps": note["steps"]}, words + resumed
+            )
+        else:
+            context.emit(stage.name, "progress", note)
+
+    storage = context.work_folder(stage)
+    result = train(job, storage=storage, target=folder, on_note=on_note)
+    context.phases["training"] = round(
+        time.monotonic() - launched - context.phases.get("worker start", 0.0), 2
+    )
+    shutil.rmtree(storage)
+    return {
+        "steps": result.steps,
+        "final_loss": result.losses[-1][1],
+        "tokens": round(facts.get("tokens", 0) * declared.epochs),
+        "trainable_parameters": result.trainable_parameters,
+        "losses": result.losses,
+    }
+
+
+def make_outcomes(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics:
+    """Every candidate answers every held-out item, greedily."""
+    declared = context.manifest.stage(stage.name)
+    assert isinstance(declared, EvaluateStage)
+    items = part_path(context.folder(declared.items), part_of(declared, "items"))
+    unscored = next((r for r in read_rows(items.parent, items.stem) if r["check"] is None), None)
+    if unscored:
+        raise StageError(
+            f"item '{unscored['item_id']}' has no answer to compare with; add 'answer' to its row"
+        )
+    experts = {
+        name: (context.plan[name].key, None if name == "base" else str(context.folder(name)))
+        for name in declared.candidates
+    }
+    expand = partial(
+        outcome_work,
+        experts=experts,
+        task=declared.items.split(".")[0],
+        sampling=Sampling(max_tokens=declared.max_tokens, seed=declared.seed),
+    )
+    total = count_rows(items.parent, items.stem) * len(experts)
+    made = _farm(context, stage, items, expand, outcome_row, total)
+    rows = write_outcomes(folder, made, read_rows(items.parent, items.stem))
+    quality = {name: qualities(rows, name) for name in experts}
+    metrics: Metrics = {"candidates": {}, "gains": {}}
+    for name in experts:
+        s = score(quality[name], confidence=declared.confidence, seed=declared.seed)
+        errors = sum(r["error"] is not None for r in rows if r["expert"] == name)
+        metrics["candidates"][name] = {
+            "accuracy": s.mean,
+            "low": s.low,
+            "high": s.high,
+            "n": s.n,
+            "errors": errors,
+        }
+        if name != "base" and "base" in quality:
+            gain = paired_gain(
+                quality[name], quality["base"], confidence=declared.confidence, seed=declared.seed
+            )
+            fields = asdict(gain)
+            metrics["gains"][name] = {"against": "base", "gain": fields.pop("mean"), **fields}
+    (folder / "scores.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    return metrics
+
+
+STEPS: dict[str, Callable[[RunContext, PlannedStage, Path], Metrics]] = {
+    "model": make_model,
+    "dataset": make_dataset,
+    "teach": make_rows,
+    "train": make_adapter,
+    "evaluate": make_outcomes,
+    "promote": make_router,
+}

@@ -1,0 +1,138 @@
+"""The only place that asks "CPU or GPU?" and turns the answer into engine and trainer arguments.
+
+Measured for vLLM 0.29.0 and Ray 2.60.0: on a CPU the engine wants eager mode and a stated KV
+cache size, and Ray sets ``OMP_NUM_THREADS`` to a worker's logical CPUs, which would leave the
+engine on one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What this machine offers. ``memory_gib`` is what is available now, not what is built in."""
+
+    cpus: int
+    gpus: int
+    memory_gib: float
+    disk_gib: float
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+def detect(folder: Path | None = None) -> Hardware:
+    """Read CPUs, GPUs, memory and the free disk under ``folder`` without importing torch."""
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = min(gpus, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
+    probe = (folder or Path.cwd()).absolute()
+    while not probe.exists():
+        probe = probe.parent
+    return Hardware(
+        cpus=len(os.sched_getaffinity(0)),
+        gpus=gpus,
+        memory_gib=_available_memory_bytes() / GIB,
+        disk_gib=shutil.disk_usage(probe).free / GIB,
+    )
+
+
+def _available_memory_bytes() -> int:
+    """The smaller of what the kernel has available and what the control group still allows."""
+    available = 0
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available
+
+
+def engine_env(hardware: Hardware | None = None) -> dict[str, str]:
+    """Environment of a process that will import vLLM; set it before the import."""
+    hardware = hardware or detect()
+    env = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+    }
+    if hardware.device == "cpu":
+        env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": str(hardware.cpus)}
+    return env
+
+
+def engine_args(
+    model_dir: Path,
+    *,
+    max_model_len: int,
+    max_lora_rank: int | None = None,
+    max_num_seqs: int = 16,
+    hardware: Hardware | None = None,
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the model in ``model_dir``.
+
+    ``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters.
+    """
+    hardware = hardware or detect()
+    args: dict[str, Any] = {
+        "model": str(model_dir),
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "dtype": "bfloat16",
+        "generation_config": "vllm",
+        "trust_remote_code": False,
+        "enable_log_requests": False,
+    }
+    if hardware.device == "cpu":
+        # A seeded request whose prompt is prefilled in chunks kills vLLM's CPU engine (it rewinds a
+        # CUDA generator's offset, gpu_model_runner.py), so prompts are prefilled whole.
+        args |= {
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(2048, max_model_len),
+        }
+    if max_lora_rank is not None:
+        args |= {"enable_lora": True, "max_lora_rank": _lora_rank_bucket(max_lora_rank), "max_loras": 4}
+    return args
+
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks vLLM 0.29.0 lays out adapter memory for; any adapter up to that rank fits."""
+
+
+def _lora_rank_bucket(rank: int) -> int:
+    from largeforge_ray.errors import ConfigError
+
+    for bucket in LORA_RANKS:
+        if rank <= bucket:
+            return bucket
+    raise ConfigError(
+        f"rank {rank} exceeds {LORA_RANKS[-1]}, the largest the engine can serve; lower lora.rank"
+    )
+
+
+def trainer_args(hardware: Hardware | None = None) -> dict[str, Any]:
+    """Keyword arguments of ``transformers.TrainingArguments`` that follow from the machine."""
+    hardware = hardware or detect()
+    if hardware.device == "cuda":
+        return {"bf16": True}
+    # The model itself is loaded in bfloat16 on a CPU: autocast would cast every weight on every step.
+    return {"use_cpu": True, "dataloader_pin_memory": False}
+
+
+def threads_per_worker(workers: int) -> int:
+    """Compute threads for one of ``workers`` trainers; Ray's own default is one a logical CPU."""
+    return max(1, detect().cpus // workers)

@@ -1,0 +1,191 @@
+"""What a report says, as plain values: collected from the store once, rendered without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One attempt at a stage, in seconds since the run's first event."""
+
+    start_s: float
+    end_s: float
+    outcome: str
+    """finished, failed or running."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageView:
+    """One stage of the plan and what became of it (``state``: planned, running, finished, failed, cached)."""
+
+    name: str
+    kind: str
+    artifact_kind: str
+    key: str
+    state: str
+    spans: tuple[Span, ...] = ()
+    cached_at_s: float | None = None
+    seconds: float | None = None
+    phases: tuple[tuple[str, float], ...] = ()
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LossCurve:
+    """The training loss of one stage: (step, nats per token) pairs with rising steps."""
+
+    stage: str
+    points: tuple[tuple[float, float], ...]
+    not_finite: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its confidence interval; ``confidence`` is a share such as 0.95, None if unrecorded."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One measured expert. ``accuracy`` is its mean quality, 0 to 1, over ``n`` items."""
+
+    name: str
+    accuracy: Interval
+    n: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """The paired difference in quality between two experts on the same ``n`` items."""
+
+    expert: str
+    against: str
+    interval: Interval
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one evaluate stage measured."""
+
+    stage: str
+    candidates: tuple[Candidate, ...]
+    gains: tuple[Gain, ...]
+
+    def candidate(self, name: str) -> Candidate | None:
+        return next((one for one in self.candidates if one.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What a promote stage decided. ``live`` names the experts of the router it published."""
+
+    stage: str
+    candidate: str
+    state: str
+    live: tuple[str, ...] = ()
+    gain: Interval | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Funnel:
+    """What a teacher's samples came to. ``partial`` if the stage has not finished.
+
+    ``duplicates`` counts kept samples that say what another one says; the dataset has each once.
+    """
+
+    stage: str
+    prompts: int
+    kept: int
+    dropped: int
+    failed: int
+    reasons: tuple[tuple[str, int], ...] = ()
+    duplicates: int = 0
+    tokens: int | None = None
+    partial: bool = False
+
+    @property
+    def samples(self) -> int:
+        return self.kept + self.dropped + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class ItemPair:
+    """One item answered by two experts; ``group`` is improved, worse or unsolved."""
+
+    item_id: str
+    task: str
+    group: str
+    prompt: str | None
+    expected: str | None
+    base_answer: str
+    expert_answer: str
+    base_quality: float
+    expert_quality: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The items of one evaluation on which two experts differ most."""
+
+    stage: str
+    base: str
+    expert: str
+    pairs: tuple[ItemPair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An artifact in the lineage; ``state`` is present, cached or absent."""
+
+    key: str
+    name: str
+    kind: str
+    state: str
+    in_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Artifacts and (parent key, child key) edges; ``omitted`` counts ancestors left out."""
+
+    nodes: tuple[Node, ...] = ()
+    edges: tuple[tuple[str, str], ...] = ()
+    omitted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """The numbers a stage's artifact records as its cost. ``paid`` is False if it was already there."""
+
+    stage: str
+    values: dict[str, float]
+    paid: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything on the page. ``absent`` maps a section to the sentence that says why it is empty."""
+
+    run: str
+    manifest: str
+    created: str
+    state: str
+    total_s: float | None
+    stages: tuple[StageView, ...]
+    losses: tuple[LossCurve, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    promotions: tuple[Promotion, ...] = ()
+    funnels: tuple[Funnel, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    lineage: Lineage = field(default_factory=Lineage)
+    costs: tuple[StageCost, ...] = ()
+    manifest_text: str = ""
+    absent: dict[str, str] = field(default_factory=dict)

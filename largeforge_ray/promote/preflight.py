@@ -1,0 +1,48 @@
+"""Checks on an adapter before any engine is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.config.stages import PromoteStage, TrainStage
+from largeforge_ray.errors import ConfigError, ModelError
+
+
+def check_settings(promote: PromoteStage, train: TrainStage) -> None:
+    """At plan time: will what is about to be trained be servable? Raises ``ConfigError``."""
+    if train.lora.rank > promote.max_lora_rank:
+        raise ConfigError(
+            f"rank {train.lora.rank} of stage '{train.name}' exceeds max_lora_rank {promote.max_lora_rank} of "
+            f"'{promote.name}'; raise max_lora_rank or lower lora.rank"
+        )
+
+
+def check_adapter(folder: Path, *, max_lora_rank: int) -> dict[str, Any]:
+    """Read an adapter's config and weights' header. Raises ``ModelError`` if it cannot be served."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"adapter {folder.name} has no readable adapter_config.json: {error}; train it again"
+        ) from None
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank > max_lora_rank:
+        raise ModelError(
+            f"adapter {folder.name} has rank {rank}, above max_lora_rank {max_lora_rank}; raise max_lora_rank"
+        )
+    if config.get("modules_to_save"):
+        raise ModelError(
+            f"adapter {folder.name} replaces whole modules {config['modules_to_save']}; the engine loads LoRA weights only"
+        )
+    try:
+        with safe_open(str(folder / "adapter_model.safetensors"), framework="numpy") as weights:
+            names = list(weights.keys())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"adapter {folder.name} has no readable weights: {error}; train it again") from None
+    if not any(".lora_A." in n for n in names) or not any(".lora_B." in n for n in names):
+        raise ModelError(f"adapter {folder.name} holds no LoRA pairs; train it again")
+    return config

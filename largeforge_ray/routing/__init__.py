@@ -1,0 +1,28 @@
+"""Which expert answers a request, and why. Pure: no clock, no I/O, no Ray.
+
+from largeforge_ray.routing import Observation, build_policy, parse_router
+
+router = parse_router((folder / "router.json").read_bytes())
+decision = build_policy(router).decide(Observation(request_id, last_user_text(messages)))
+decision.chosen, decision.reason              # an expert's name; "9 of 11 keywords of 'orders'"
+
+territory_keywords(training_prompts)          # what makes a prompt look like the training set
+"""
+
+from __future__ import annotations
+
+from largeforge_ray.routing.experts import Expert, Router, model_groups, parse_router
+from largeforge_ray.routing.features import last_user_text
+from largeforge_ray.routing.policy import Observation, build_policy
+from largeforge_ray.routing.territory import territory_keywords
+
+__all__ = [
+    "Expert",
+    "Observation",
+    "Router",
+    "build_policy",
+    "last_user_text",
+    "model_groups",
+    "parse_router",
+    "territory_keywords",
+]

@@ -1,0 +1,167 @@
+"""Experts as frozen values, and the router artifact's ``router.json`` they are read from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from largeforge_ray.errors import ConfigError
+
+State = Literal["proposed", "loading", "shadow", "canary", "live", "draining", "failed"]
+AUTO = "auto"
+"""The model name that asks the policy to choose; no expert may have it."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_KEY = re.compile(r"[0-9a-f]{16,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters."""
+
+    max_model_len: int
+    max_lora_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Per thousand tokens, in whatever unit the manifest counts cost."""
+
+    per_1k_prompt: float = 0.0
+    per_1k_completion: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Territory:
+    """What an expert was made for: some training prompts, and keywords with weights in 0..1."""
+
+    prompts: tuple[str, ...] = ()
+    keywords: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """Something a request can go to: a model, perhaps with an adapter on it."""
+
+    name: str
+    state: State
+    model_key: str
+    engine: EngineOptions
+    adapter_key: str | None = None
+    price: Price = field(default_factory=Price)
+    territory: Territory = field(default_factory=Territory)
+
+    @property
+    def artifact(self) -> str:
+        """The 16 hex digits that lead from an answer to what made it: the adapter's, else the model's."""
+        return (self.adapter_key or self.model_key)[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """``threshold`` is the score, 0..1, below which a request goes to the ``fallback`` expert."""
+
+    kind: str
+    fallback: str
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A policy and the experts it chooses from. Only live experts are ever chosen."""
+
+    policy: PolicyConfig
+    experts: tuple[Expert, ...]
+
+    @property
+    def live(self) -> tuple[Expert, ...]:
+        return tuple(expert for expert in self.experts if expert.state == "live")
+
+    def expert(self, name: str) -> Expert | None:
+        """The live expert of this name."""
+        return next((expert for expert in self.live if expert.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGroup:
+    """The live experts that share one base model, and so one engine that fits them all."""
+
+    model_key: str
+    experts: tuple[Expert, ...]
+
+    @property
+    def max_model_len(self) -> int:
+        return max(expert.engine.max_model_len for expert in self.experts)
+
+    @property
+    def max_lora_rank(self) -> int | None:
+        ranks = [expert.engine.max_lora_rank for expert in self.experts if expert.adapter_key]
+        return max((rank for rank in ranks if rank), default=None)
+
+
+def model_groups(router: Router) -> tuple[ModelGroup, ...]:
+    """Live experts by base model, in the order the router lists them."""
+    groups: dict[str, list[Expert]] = {}
+    for expert in router.live:
+        groups.setdefault(expert.model_key, []).append(expert)
+    return tuple(ModelGroup(key, tuple(experts)) for key, experts in groups.items())
+
+
+def parse_router(data: bytes | str | Mapping[str, Any], where: str = "router.json") -> Router:
+    """Read and check a router; ``where`` names it in errors.
+
+    Unknown fields are passed over, because a newer version may have written the artifact.
+
+    Raises:
+        ConfigError: a field is missing or wrong, two experts share a name, or the fallback is not live.
+    """
+    adapter = TypeAdapter(Router)
+    try:
+        if isinstance(data, Mapping):
+            router = adapter.validate_python(dict(data))
+        else:
+            router = adapter.validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise ConfigError(f"{where}: {place}: {first['msg']}; promote again to write a new router") from None
+    _check(router, where)
+    return router
+
+
+def _check(router: Router, where: str) -> None:
+    policy, names = router.policy, [expert.name for expert in router.experts]
+    if not 0.0 <= policy.threshold <= 1.0:
+        raise ConfigError(f"{where}: policy.threshold {policy.threshold} is outside 0..1; use 0.5")
+    for expert in router.experts:
+        _check_expert(expert, where)
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: two experts are named '{name}'; names are unique, rename one")
+    if router.expert(policy.fallback) is None:
+        live = ", ".join(expert.name for expert in router.live) or "none"
+        raise ConfigError(
+            f"{where}: policy.fallback '{policy.fallback}' is no live expert; choose one of: {live}"
+        )
+
+
+def _check_expert(expert: Expert, where: str) -> None:
+    at = f"{where}: expert '{expert.name}'"
+    if not _NAME.fullmatch(expert.name) or expert.name == AUTO:
+        raise ConfigError(
+            f"{at}: a name is 1 to 64 of A-Z a-z 0-9 . _ - and not '{AUTO}'; rename the stage it came from"
+        )
+    for label, key in (("model_key", expert.model_key), ("adapter_key", expert.adapter_key)):
+        if key is not None and not _KEY.fullmatch(key):
+            raise ConfigError(f"{at}: {label} '{key}' is not 16 to 64 hex digits; take it from the artifact")
+    if expert.engine.max_model_len < 1:
+        raise ConfigError(f"{at}: engine.max_model_len {expert.engine.max_model_len} is below 1 token")
+    if expert.adapter_key and not expert.engine.max_lora_rank:
+        raise ConfigError(f"{at}: has an adapter but no engine.max_lora_rank; set it to the adapter's rank")
+    for word, weight in expert.territory.keywords.items():
+        if not 0.0 <= weight <= 1.0:
+            raise ConfigError(f"{at}: weight {weight} of keyword '{word}' is outside 0..1; scale it")

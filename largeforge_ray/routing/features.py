@@ -1,0 +1,46 @@
+"""What a policy may look at: the last user text, as words."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_TEXT_CHARS = 32_768
+"""Longer prompts are read at both ends: an instruction stands before or after the material it is about."""
+
+
+def last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the last user turn, or "" if there is none. Content parts are joined by newlines."""
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            return content_text(message.get("content"))
+    return ""
+
+
+def content_text(content: Any) -> str:
+    """A message's content, which OpenAI allows to be a string, a list of text parts, or null."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):
+        return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    return ""
+
+
+def words(text: str) -> frozenset[str]:
+    """The distinct words of a text, case-folded and NFKC-normalised.
+
+    A word is a longest run of letters, digits and combining marks, so "JSON-Schlüssel" is two words and
+    "bestellung" is not found inside "vorbestellungen". Scripts written without spaces come out as
+    whole clauses: keyword routing does not suit them.
+    """
+    if len(text) > MAX_TEXT_CHARS:
+        half = MAX_TEXT_CHARS // 2
+        text = f"{text[:half]} {text[-half:]}"
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return frozenset("".join(c if _in_word(c) else " " for c in folded).split())
+
+
+def _in_word(char: str) -> bool:
+    # Vowel signs of Indic scripts are marks, not letters; without them one word would fall apart.
+    return char.isalnum() or unicodedata.category(char)[0] == "M"

@@ -1,0 +1,82 @@
+"""Frozen, picklable values that cross processes. They hold data and derive nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, str]
+"""One chat turn: ``{"role": "system" | "user" | "assistant", "content": text}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How an answer is drawn. ``temperature`` 0 is greedy; ``seed`` fixes the draw."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 128
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One prompt for an engine. ``adapter`` is a PEFT folder, or None for the model itself."""
+
+    request_id: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One finished answer, or the reason there is none (``error``). Times are in seconds."""
+
+    request_id: str
+    text: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    mean_logprob: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a row is kept, which check said so, and why."""
+
+    kept: bool
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which expert a request goes to and why. ``scores`` maps expert name to 0..1."""
+
+    request_id: str
+    policy: str
+    chosen: str
+    reason: str
+    runner_up: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    confidence: float = 1.0
+    predicted_wait_s: float | None = None
+    fell_back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """One line of a run's ``events.jsonl``. ``time`` is seconds since the epoch.
+
+    ``kind`` is planned, started, progress, finished, failed or cached.
+    """
+
+    time: float
+    run: str
+    stage: str
+    kind: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+    message: str = ""

@@ -1,0 +1,193 @@
+"""vLLM's own OpenAI chat semantics around its asynchronous engine.
+
+This is the one file of the package that calls parts of vLLM without a public promise. They were read in
+the version below, in ``entrypoints/launchers/api_server/app_state.py`` and
+``entrypoints/openai/chat_completion/{api_router,serving}.py``; a test fails when the installed version moves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.models.hardware import engine_args, engine_env
+from serve_apps.openai_errors import ApiError, ReplyHead, bad_request, expert_unavailable
+
+READ_IN_VLLM = "0.29.0"
+
+_ERROR_EVENT = 'data: {"error"'
+_DONE_EVENT = "data: [DONE]"
+
+
+class VllmChat:
+    """One engine that answers chat requests for its model and for adapters on it.
+
+    Create it inside the event loop that will use it; ``load_adapters`` before the first request.
+    Starting takes 20 to 35 s on a CPU and blocks. ``max_tokens`` caps every answer, in tokens.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        names: Sequence[str],
+        *,
+        max_model_len: int,
+        max_lora_rank: int | None,
+        max_num_seqs: int,
+        max_tokens: int,
+    ) -> None:
+        os.environ.update(engine_env())
+        from vllm import AsyncEngineArgs
+        from vllm.entrypoints.openai.models.protocol import BaseModelPath
+        from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        args = engine_args(
+            model_dir, max_model_len=max_model_len, max_lora_rank=max_lora_rank, max_num_seqs=max_num_seqs
+        )
+        # The cap binds requests that name no max_tokens, too.
+        args["override_generation_config"] = {"max_new_tokens": max_tokens}
+        self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
+        paths = [BaseModelPath(name=name, model_path=str(model_dir)) for name in names]
+        self._models: Any = OpenAIServingModels(self._engine, paths)
+        self._chat = self._build_chat()
+
+    def _build_chat(self) -> Any:
+        from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+        from vllm.renderers.online_renderer import OnlineRenderer
+
+        renderer = OnlineRenderer(
+            self._engine.model_config,
+            self._engine.renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+        )
+        renderer.warmup()
+        return OpenAIServingChat(
+            self._engine,
+            self._models,
+            "assistant",
+            online_renderer=renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+        )
+
+    async def load_adapters(self, adapters: Mapping[str, Path]) -> None:
+        """Serve a PEFT folder under each name. Raises ``ModelError`` if the engine refuses one."""
+        from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+        from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+
+        from largeforge_ray.errors import ModelError
+
+        for name, folder in adapters.items():
+            request = LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder))
+            result = await self._models.load_lora_adapter(request)
+            if isinstance(result, ErrorResponse):
+                raise ModelError(
+                    f"adapter of expert '{name}' in {folder} does not load: {result.error.message}; "
+                    "check that it was trained on this model"
+                )
+
+    async def check_health(self) -> None:
+        """Raise when the engine's process is gone."""
+        await self._engine.check_health()
+
+    @property
+    def running(self) -> int:
+        """Requests the engine is answering or has queued."""
+        return int(self._engine.get_num_unfinished_requests())
+
+    async def answer(self, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
+        """A head, then the bytes of the reply. ``payload`` is a chat request whose model is served here.
+
+        Refusals come as a reply, too. A stream the engine cannot finish ends with an error event and
+        without ``[DONE]``. Closing the iterator, or cancelling its task, aborts the engine's request.
+        """
+        try:
+            result = await self._create(payload)
+        except ApiError as error:
+            for part in _refusal(error):
+                yield part
+            return
+        if isinstance(result, bytes):
+            yield ReplyHead(200)
+            yield result
+            return
+        async with aclosing(result):
+            async for part in self._stream(result, str(payload["model"])):
+                yield part
+
+    async def _create(self, payload: Mapping[str, Any]) -> Any:
+        """The finished JSON reply as bytes, or vLLM's generator of server-sent events."""
+        from pydantic import ValidationError
+        from vllm.entrypoints.openai.chat_completion.protocol import (
+            ChatCompletionRequest,
+            ChatCompletionResponse,
+        )
+        from vllm.entrypoints.serve import create_error_response
+        from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+        try:
+            request = ChatCompletionRequest.model_validate(payload)
+            result = await self._chat.create_chat_completion(request)
+        except ValidationError as error:
+            raise _invalid(error) from None
+        except Exception as error:  # vLLM's own server maps whatever is raised here, by this function
+            result = create_error_response(error)
+        if isinstance(result, ErrorResponse):
+            raise self._api_error(result.model_dump()["error"], str(payload["model"]))
+        if isinstance(result, ChatCompletionResponse):
+            return result.model_dump_json().encode()
+        return result
+
+    async def _stream(self, events: AsyncIterator[str], model: str) -> AsyncIterator[ReplyHead | bytes]:
+        started = False
+        async for event in events:
+            if event.startswith(_ERROR_EVENT):
+                error = self._api_error(json.loads(event.removeprefix("data: "))["error"], model)
+                # Before the first event the status is still open, so the refusal can be a plain one.
+                for part in [error.event()] if started else _refusal(error):
+                    yield part
+                return
+            if not started:
+                started = True
+                yield ReplyHead(200, "text/event-stream; charset=utf-8")
+            yield event.encode()
+            if event.startswith(_DONE_EVENT):
+                return
+
+    def _api_error(self, error: Mapping[str, Any], model: str) -> ApiError:
+        """vLLM's error as ours: the engine's death is a 503, and a 500 keeps its reason to the log."""
+        status, message = int(error["code"]), str(error["message"])
+        if self._engine.errored or status == 503:
+            return expert_unavailable(model)
+        if status >= 500 and status != 501:
+            return ApiError(500, "the engine failed to answer; its log names the reason", code="engine_error")
+        too_long = status == 400 and "context length" in message
+        return ApiError(
+            400 if status in (422, 501) else status,
+            message,
+            param="messages" if too_long else error.get("param"),
+            code="context_length_exceeded" if too_long else "invalid_value",
+        )
+
+    def shutdown(self) -> None:
+        """Stop the engine's processes."""
+        self._engine.shutdown()
+
+
+def _refusal(error: ApiError) -> list[ReplyHead | bytes]:
+    return [ReplyHead(error.status, retry_after_s=error.retry_after_s), error.body()]
+
+
+def _invalid(error: Any) -> ApiError:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    # Further parts of the location name alternatives of a union, which mean nothing to the caller.
+    field = str(first["loc"][0]) if first["loc"] else None
+    return bad_request(f"{field or 'the request'}: {first['msg']}", field)

@@ -1,0 +1,11 @@
+"""The ``largeforge`` command and thin entry points for ``ray job submit``.
+
+largeforge run train_jobs/manifests/quickstart.yaml
+ray job submit --working-dir . -- python -m train_jobs.run --manifest train_jobs/manifests/quickstart.yaml
+"""
+
+from __future__ import annotations
+
+from train_jobs.cli import main
+
+__all__ = ["main"]

@@ -1,0 +1,144 @@
+"""The ``largeforge`` command. Each subcommand parses, then imports, then makes one library call."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from largeforge_ray.errors import ForgeError
+
+MANIFEST = click.argument("manifest", type=click.Path(path_type=Path))
+STORE = click.option(
+    "--store", default="./forge", show_default=True, help="A folder, or a URL such as s3://bucket/forge."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="largeforge-ray", prog_name="largeforge")
+def cli() -> None:
+    """From a base model to a served mixture of experts, on Ray.
+
+    \b
+    Start here:
+      largeforge quickstart                 the whole loop on this machine, with a model from a package
+      largeforge plan MANIFEST              what would run, what is already there; starts nothing
+      largeforge run MANIFEST               run it; the same command again does only what is missing
+      largeforge serve                      serve what was promoted, with an OpenAI-compatible API
+
+    The cluster is the one in RAY_ADDRESS, or a local one that is started and stopped for you.
+    """
+
+
+@cli.command()
+@MANIFEST
+@click.option("--store", default=None, help="Use this store instead of the manifest's.")
+def plan(manifest: Path, store: str | None) -> None:
+    """Show each stage of MANIFEST, its key, and whether the store has it. Starts nothing."""
+    from train_jobs import commands
+
+    commands.show_plan(manifest, store)
+
+
+@cli.command()
+@MANIFEST
+@click.option("--store", default=None, help="Use this store instead of the manifest's.")
+def run(manifest: Path, store: str | None) -> None:
+    """Run MANIFEST: stages that the store already has are skipped, killed ones go on where they were.
+
+    Exits 0 when every stage has its artifact, 1 with one message otherwise, 130 on Ctrl-C.
+    """
+    from train_jobs import commands
+
+    commands.run_manifest(manifest, store)
+
+
+@cli.command()
+@STORE
+@click.argument("key", required=False)
+def show(store: str, key: str | None) -> None:
+    """List the store's artifacts, or show one. KEY is a key's beginning or a stage's name."""
+    from train_jobs import commands
+
+    commands.show(store, key)
+
+
+@cli.command()
+@STORE
+@click.argument("key")
+def lineage(store: str, key: str) -> None:
+    """Print what an artifact was made from, down to the rows. KEY is a key's beginning or a name."""
+    from train_jobs import commands
+
+    commands.lineage(store, key)
+
+
+@cli.command()
+@STORE
+@click.argument("run_id", required=False)
+def report(store: str, run_id: str | None) -> None:
+    """Write a run's HTML report again (the newest run's if RUN_ID is left out) and print its path."""
+    from train_jobs import commands
+
+    commands.report(store, run_id)
+
+
+@cli.command()
+@STORE
+@click.option("--quick", is_flag=True, help="Leave out the checks that start torch and vLLM.")
+def doctor(store: str, quick: bool) -> None:
+    """Check versions, memory, disk, ports, torch and vLLM; name the fix for whatever is wrong."""
+    from train_jobs import commands
+
+    commands.doctor(store, quick)
+
+
+@cli.command()
+@STORE
+@click.option(
+    "--manifest", type=click.Path(path_type=Path), help="Serve what this manifest promoted, from its store."
+)
+@click.option("--router", default=None, help="Key or name of a router artifact; the newest if left out.")
+@click.option("--port", default=8000, show_default=True, help="Port on loopback.")
+def serve(store: str, manifest: Path | None, router: str | None, port: int) -> None:
+    """Serve a promoted router on http://127.0.0.1:PORT/v1 until Ctrl-C."""
+    from train_jobs import commands
+
+    commands.serve_router(store, manifest, router, port)
+
+
+@cli.command()
+@click.option("--port", default=8000, show_default=True, help="Port on loopback for the served router.")
+def quickstart(port: int) -> None:
+    """Run the shipped manifest, serve the result, and ask it two questions through the openai client."""
+    from train_jobs import commands
+
+    commands.quickstart(port)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a ``ForgeError`` becomes one message and exit code 1, Ctrl-C becomes 130."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cli.main(args=arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; run the same command again to go on where it stopped", err=True)
+        sys.exit(130)
+    except ForgeError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(1)
+
+
+def _interrupt(*_: Any) -> None:
+    """SIGTERM cleans up as Ctrl-C does: a job that is stopped must not leave processes."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""What each subcommand does, in library calls and prints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from largeforge_ray.errors import ForgeError, StoreError
+
+SHIPPED = Path(__file__).parent / "manifests" / "quickstart.yaml"
+
+
+def _load(manifest: Path, store_url: str | None) -> tuple[Any, Any]:
+    """The manifest and its open store; a relative store is looked up from the working folder."""
+    from largeforge_ray.config import load_manifest
+    from largeforge_ray.store import open_store
+
+    loaded = load_manifest(manifest)
+    return loaded, open_store(store_url or loaded.store)
+
+
+def show_plan(manifest: Path, store_url: str | None) -> None:
+    from largeforge_ray.flow import check_resources, make_plan
+    from largeforge_ray.models import detect
+
+    loaded, store = _load(manifest, store_url)
+    plan = make_plan(loaded, store, manifest.parent)
+    click.echo(f"{'stage':<12}{'kind':<10}{'key':<18}{'state':<9}{'CPUs':>5}{'memory':>10}   reads")
+    for s in plan.stages:
+        state = "cached" if s.cached else "to run"
+        needs = f"{s.resources['cpus']:>5.0f}{s.resources['memory_gib']:>6.1f} GiB"
+        click.echo(f"{s.name:<12}{s.kind:<10}{s.key[:16]:<18}{state:<9}{needs}   {', '.join(s.inputs)}")
+    click.echo(f"{len(plan.missing)} of {len(plan.stages)} stages would run, in store {store.url}")
+    check_resources(plan, detect(store.local_root))
+
+
+def run_manifest(manifest: Path, store_url: str | None) -> Any:
+    """Run a manifest with progress; returns the ``RunResult``."""
+    from actors import start_board, start_engine
+    from largeforge_ray.flow import Tools, check_resources, make_plan, run_plan
+    from largeforge_ray.models import detect
+    from largeforge_ray.observe import write_report
+    from train_jobs.console import Console
+    from train_jobs.session import ray_session
+
+    started = time.monotonic()
+    loaded, store = _load(manifest, store_url)
+    plan = make_plan(loaded, store, manifest.parent)
+    console = Console()
+    console.say(f"{loaded.name}: {len(plan.missing)} of {len(plan.stages)} stages to run, store {store.url}")
+    check_resources(plan, detect(store.local_root))
+    try:
+        with ray_session(console.say) as session:
+            tools = Tools(session.connect, start_engine, start_board, console.listen)
+            result = run_plan(plan, loaded, store, tools=tools)
+    finally:
+        console.close()
+    path = write_report(store, result.run)
+    did = f"{result.executed} stages ran" if result.executed else "nothing to do: every stage was cached"
+    console.say(f"{did}; {time.monotonic() - started:.1f} s; report: {path}")
+    return result
+
+
+def show(store_url: str, key: str | None) -> None:
+    from largeforge_ray.store import open_store
+
+    store = open_store(store_url)
+    if key is None:
+        for a in sorted(store.artifacts(), key=lambda a: a.created):
+            click.echo(f"{a.created}  {a.kind:<9}{a.key[:16]}  {a.name}")
+        return
+    import yaml
+
+    artifact = store.get(key)
+    facts = {
+        "kind": artifact.kind,
+        "key": artifact.key,
+        "name": artifact.name,
+        "created": artifact.created,
+        "parents": [p[:16] for p in artifact.parents],
+        "config": dict(artifact.config),
+        "metrics": {k: v for k, v in artifact.metrics.items() if k != "losses"},
+        "cost": dict(artifact.cost),
+        "files": {f.path: f.bytes for f in artifact.files},
+        "producer": dict(artifact.producer),
+    }
+    click.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def lineage(store_url: str, key: str) -> None:
+    from largeforge_ray.store import format_lineage, lineage_tree, open_store
+
+    store = open_store(store_url)
+    click.echo(format_lineage(lineage_tree(store, store.get(key))))
+
+
+def report(store_url: str, run_id: str | None) -> None:
+    from largeforge_ray.observe import write_report
+    from largeforge_ray.store import open_store
+
+    store = open_store(store_url)
+    runs = sorted({p.split("/")[1] for p in store.list("runs")})
+    if not runs:
+        raise StoreError(f"store {store.url} holds no runs; start one with: largeforge run MANIFEST")
+    if run_id is not None and run_id not in runs:
+        raise StoreError(f"run '{run_id}' is not in store {store.url}; newest runs: {', '.join(runs[-5:])}")
+    click.echo(write_report(store, run_id or runs[-1]))
+
+
+def doctor(store_url: str, quick: bool) -> None:
+    from largeforge_ray.flow.doctor import examine
+
+    findings = 0
+    for check in examine(store_url, quick=quick):
+        findings += not check.ok
+        click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<10} {check.found}")
+        if not check.ok:
+            click.echo(f"      {'':<10} fix: {check.fix}")
+    if findings:
+        raise ForgeError(f"{findings} finding(s); each names its fix above")
+
+
+def serve_router(store_url: str, manifest: Path | None, router: str | None, port: int) -> None:
+    from serve_apps.launch import stop
+    from train_jobs.console import Console
+    from train_jobs.session import ray_session
+
+    console = Console()
+    if manifest is not None:
+        _, store = _load(manifest, None)
+        store_url = store.url
+    with ray_session(console.say) as session:
+        url = _start(session, store_url, router, port, console)
+        try:
+            console.say(f"serving on {url}/v1 (Ctrl-C stops it); try:")
+            console.say(
+                f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d "
+                '\'{"model": "auto", "messages": [{"role": "user", "content": "What is the capital of France?"}]}\''
+            )
+            while True:
+                time.sleep(3600)
+        finally:
+            stop()
+
+
+def _start(session: Any, store_url: str, router: str | None, port: int, console: Any) -> str:
+    from largeforge_ray.store import open_store
+    from serve_apps.forge import ForgeArgs
+    from serve_apps.launch import check_port, start
+
+    store = open_store(store_url)
+    if router is None:
+        routers = sorted((a for a in store.artifacts() if a.kind == "router"), key=lambda a: a.created)
+        if not routers:
+            raise StoreError(f"store {store.url} holds no router; run a manifest with a promote stage first")
+        router = routers[-1].key
+    check_port("127.0.0.1", port)
+    session.connect()
+    console.say("starting the router and its experts (about 40 s) …")
+    url: str = start(ForgeArgs(store=store.url, router=router), port=port)
+    return url
+
+
+def quickstart(port: int) -> None:
+    """Run, serve, ask, stop; then say what to try next."""
+    from serve_apps.launch import check_port, stop
+    from train_jobs.ask import ask_router
+    from train_jobs.console import Console
+    from train_jobs.session import ray_session
+
+    check_port("127.0.0.1", port)
+    result = run_manifest(SHIPPED, None)
+    console = Console()
+    started = time.monotonic()
+    router = result.artifacts["live"]
+    with ray_session(console.say) as session:
+        url = _start(session, "./forge", router.key, port, console)
+        try:
+            console.say(f"  serving on {url}/v1 after {time.monotonic() - started:.1f} s")
+            ask_router(url, console.say)
+        finally:
+            stop()
+    expert = router.metrics["live"][-1]
+    console.say("")
+    console.say("Try next:")
+    console.say("  .venv/bin/largeforge serve                   keep the router running")
+    console.say(f"  .venv/bin/largeforge lineage {expert:<16}what the served expert was made from")
+    console.say("  .venv/bin/largeforge plan train_jobs/manifests/quickstart.yaml")
+    console.say(f"  open forge/runs/{result.run}/report.html")

@@ -1,0 +1,104 @@
+"""What a person sees while a run is under way: a line a stage, and a bar while it works."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from largeforge_ray.types import RunEvent
+
+SHOWN = ("kept", "dropped", "failed", "loss", "tokens_per_s")
+
+
+class Console:
+    """Listens to run events. Without a terminal it prints a line every tenth of the work instead of a bar."""
+
+    def __init__(self) -> None:
+        self.terminal = Terminal(highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._tenth = -1
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self.terminal.print(text, style=style, markup=False)
+
+    def listen(self, event: RunEvent) -> None:
+        """Show one event."""
+        if event.kind == "progress":
+            self._progress(event)
+            return
+        self.close()
+        if event.kind == "started":
+            self.say(f"  {event.stage:<10} …")
+        elif event.kind == "cached":
+            self.say(f"  {event.stage:<10} cached    {event.message}", "dim")
+        elif event.kind == "failed":
+            self.say(f"  {event.stage:<10} failed", "red")
+        elif event.kind == "finished":
+            phases = ", ".join(f"{k} {v:.1f}" for k, v in event.numbers.get("phases", {}).items())
+            seconds = f"{event.numbers['seconds']:.1f} s" + (f" ({phases})" if phases else "")
+            self.say(f"  {event.stage:<10} done      {event.message}  {seconds}", "green")
+            if line := summary(event.numbers):
+                self.say(f"  {'':<10}           {line}")
+
+    def _progress(self, event: RunEvent) -> None:
+        n = event.numbers
+        total, done = n.get("total", n.get("steps")), n.get("done", n.get("step", 0))
+        if event.message:
+            self.say(f"  {'':<10} {event.message}")
+        if not total:
+            return
+        shown = "  ".join(f"{k.replace('_per_s', '/s')} {n[k]:g}" for k in SHOWN if k in n)
+        if self.terminal.is_terminal:
+            self._draw(event.stage, done, total, shown)
+        elif done * 10 // total > self._tenth:
+            self._tenth = done * 10 // total
+            self.say(f"  {event.stage:<10} {done}/{total}  {shown}")
+
+    def _draw(self, stage: str, done: int, total: int, shown: str) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("  {task.description:<10}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[shown]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.terminal,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(stage, total=total, shown=shown)
+        self._bar.update(self._task, completed=done, total=total, shown=shown)
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._tenth = None, -1
+
+
+def summary(numbers: dict[str, Any]) -> str:
+    """A finished stage's result in one line."""
+    if "candidates" in numbers:
+        parts = [
+            f"{k} {v['accuracy']:.3f} [{v['low']:.3f}, {v['high']:.3f}]"
+            for k, v in numbers["candidates"].items()
+        ]
+        parts += [
+            f"gain of {k} {v['gain']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]"
+            for k, v in numbers["gains"].items()
+        ]
+        return ", ".join(parts)
+    if "reasons" in numbers:
+        reasons = ", ".join(f"{k} {v}" for k, v in numbers["reasons"].items())
+        counts = f"kept {numbers['kept']}, dropped {numbers['dropped']}, failed {numbers['failed']}"
+        return f"{counts}; {numbers['rows']} different rows" + (f" (dropped: {reasons})" if reasons else "")
+    if "final_loss" in numbers:
+        return f"{numbers['steps']} steps, loss {numbers['losses'][0][1]:.3f} -> {numbers['final_loss']:.3f}"
+    if "live" in numbers:
+        return f"live: {', '.join(numbers['live'])}"
+    if "train" in numbers:
+        return f"{numbers['train']} train, {numbers['test']} held out"
+    return ""
