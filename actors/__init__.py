@@ -1,14 +1,17 @@
-"""Thin Ray actors around library classes.
+"""Thin Ray actors around library classes, and the process's own connection to Ray.
 
-from actors import start_engine
+from actors import ray_session, start_engine
 
-engine = start_engine("/path/to/model", max_model_len=1024)
-generations = ray.get(engine.generate.remote(requests))
+with ray_session(print) as session:
+    session.connect()
+    engine = start_engine("/path/to/model", max_model_len=1024)
+    generations = ray.get(engine.generate.remote(requests))
 """
 
 from __future__ import annotations
 
 from actors.board import RunBoard, start_board
 from actors.engine import EngineActor, start_engine
+from actors.session import Session, polite_exit, ray_session
 
-__all__ = ["EngineActor", "RunBoard", "start_board", "start_engine"]
+__all__ = ["EngineActor", "RunBoard", "Session", "polite_exit", "ray_session", "start_board", "start_engine"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-from largeforge_ray.errors import ForgeError
+from actors.session import polite_exit
 
 MANIFEST = click.argument("manifest", type=click.Path(path_type=Path))
 STORE = click.option(
@@ -98,16 +97,18 @@ def doctor(store: str, quick: bool) -> None:
 
 @cli.command()
 @STORE
-@click.option(
-    "--manifest", type=click.Path(path_type=Path), help="Serve what this manifest promoted, from its store."
-)
-@click.option("--router", default=None, help="Key or name of a router artifact; the newest if left out.")
+@click.option("--router", default="", help="Key or name of a router artifact; the newest if left out.")
 @click.option("--port", default=8000, show_default=True, help="Port on loopback.")
-def serve(store: str, manifest: Path | None, router: str | None, port: int) -> None:
+@click.option(
+    "--max-replicas", default=1, show_default=True, help="Engines an expert may grow to under load."
+)
+def serve(store: str, router: str, port: int, max_replicas: int) -> None:
     """Serve a promoted router on http://127.0.0.1:PORT/v1 until Ctrl-C."""
-    from train_jobs import commands
+    from train_jobs.serving import server_command
 
-    commands.serve_router(store, manifest, router, port)
+    command = server_command(store, router, port, max_replicas)
+    # In the same process: signals and the exit code are the server's own.
+    os.execv(command[0], command)
 
 
 @cli.command()
@@ -120,24 +121,15 @@ def quickstart(port: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a ``ForgeError`` becomes one message and exit code 1, Ctrl-C becomes 130."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        cli.main(args=arguments, standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; run the same command again to go on where it stopped", err=True)
-        sys.exit(130)
-    except ForgeError as error:
-        click.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(1)
-
-
-def _interrupt(*_: Any) -> None:
-    """SIGTERM cleans up as Ctrl-C does: a job that is stopped must not leave processes."""
-    raise KeyboardInterrupt
+    """Run the command and exit: 0 done, 1 an error of the user's or the run's, 2 usage, 130 interrupted."""
+    with polite_exit():
+        try:
+            cli.main(args=arguments, standalone_mode=False)
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

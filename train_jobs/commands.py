@@ -39,12 +39,11 @@ def show_plan(manifest: Path, store_url: str | None) -> None:
 
 def run_manifest(manifest: Path, store_url: str | None) -> Any:
     """Run a manifest with progress; returns the ``RunResult``."""
-    from actors import start_board, start_engine
+    from actors import ray_session, start_board, start_engine
     from largeforge_ray.flow import Tools, check_resources, make_plan, run_plan
     from largeforge_ray.models import detect
     from largeforge_ray.observe import write_report
     from train_jobs.console import Console
-    from train_jobs.session import ray_session
 
     started = time.monotonic()
     loaded, store = _load(manifest, store_url)
@@ -123,70 +122,22 @@ def doctor(store_url: str, quick: bool) -> None:
         raise ForgeError(f"{findings} finding(s); each names its fix above")
 
 
-def serve_router(store_url: str, manifest: Path | None, router: str | None, port: int) -> None:
-    from serve_apps.launch import stop
-    from train_jobs.console import Console
-    from train_jobs.session import ray_session
-
-    console = Console()
-    if manifest is not None:
-        _, store = _load(manifest, None)
-        store_url = store.url
-    with ray_session(console.say) as session:
-        url = _start(session, store_url, router, port, console)
-        try:
-            console.say(f"serving on {url}/v1 (Ctrl-C stops it); try:")
-            console.say(
-                f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d "
-                '\'{"model": "auto", "messages": [{"role": "user", "content": "What is the capital of France?"}]}\''
-            )
-            while True:
-                time.sleep(3600)
-        finally:
-            stop()
-
-
-def _start(session: Any, store_url: str, router: str | None, port: int, console: Any) -> str:
-    from largeforge_ray.store import open_store
-    from serve_apps.forge import ForgeArgs
-    from serve_apps.launch import check_port, start
-
-    store = open_store(store_url)
-    if router is None:
-        routers = sorted((a for a in store.artifacts() if a.kind == "router"), key=lambda a: a.created)
-        if not routers:
-            raise StoreError(f"store {store.url} holds no router; run a manifest with a promote stage first")
-        router = routers[-1].key
-    check_port("127.0.0.1", port)
-    session.connect()
-    console.say("starting the router and its experts (about 40 s) …")
-    url: str = start(ForgeArgs(store=store.url, router=router), port=port)
-    return url
-
-
 def quickstart(port: int) -> None:
     """Run, serve, ask, stop; then say what to try next."""
-    from serve_apps.launch import check_port, stop
-    from train_jobs.ask import ask_router
+    from largeforge_ray.flow.doctor import require_port
     from train_jobs.console import Console
-    from train_jobs.session import ray_session
+    from train_jobs.serving import ask_router, running_server
 
-    check_port("127.0.0.1", port)
+    require_port(port)
     result = run_manifest(SHIPPED, None)
-    console = Console()
-    started = time.monotonic()
+    say = Console().say
     router = result.artifacts["live"]
-    with ray_session(console.say) as session:
-        url = _start(session, "./forge", router.key, port, console)
-        try:
-            console.say(f"  serving on {url}/v1 after {time.monotonic() - started:.1f} s")
-            ask_router(url, console.say)
-        finally:
-            stop()
+    with running_server("./forge", router.key, port, say) as url:
+        ask_router(url, say)
     expert = router.metrics["live"][-1]
-    console.say("")
-    console.say("Try next:")
-    console.say("  .venv/bin/largeforge serve                   keep the router running")
-    console.say(f"  .venv/bin/largeforge lineage {expert:<16}what the served expert was made from")
-    console.say("  .venv/bin/largeforge plan train_jobs/manifests/quickstart.yaml")
-    console.say(f"  open forge/runs/{result.run}/report.html")
+    say("")
+    say("Try next:")
+    say("  .venv/bin/largeforge serve                   keep the router running")
+    say(f"  .venv/bin/largeforge lineage {expert:<16}what the served expert was made from")
+    say("  .venv/bin/largeforge plan train_jobs/manifests/quickstart.yaml")
+    say(f"  open forge/runs/{result.run}/report.html")

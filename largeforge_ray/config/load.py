@@ -101,7 +101,7 @@ def _refuse_duplicate_keys(node: Any, filename: str) -> None:
 
 def _line(node: Any, loc: Path_) -> int:
     """The line of the deepest part of ``loc`` that the file has; union tags in ``loc`` are passed over."""
-    line = node.start_mark.line + 1
+    line: int = node.start_mark.line + 1
     for part in loc:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
@@ -122,10 +122,9 @@ def _explain(error: ErrorDetails, data: dict[str, Any]) -> str:
     if kind == "extra_forbidden":
         known = list(_schema_at(error["loc"]).model_fields)
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else ""
-        return f"unknown key '{loc[-1]}' in {dotted.rpartition('.')[0] or 'the manifest'}; {hint} valid keys: {', '.join(known)}".replace(
-            ";  ", "; "
-        )
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        where = dotted.rpartition(".")[0] or "the manifest"
+        return f"unknown key '{loc[-1]}' in {where}; {hint}valid keys: {', '.join(known)}"
     if kind == "missing":
         return f"{dotted} is missing; add it"
     if kind == "union_tag_invalid":

@@ -33,7 +33,8 @@ def render_chat(
         after = _ids(tokenizer, messages[: i + 1])
         if ids[: len(before)] != before or ids[: len(after)] != after:
             raise DataError(
-                "the chat template renders earlier turns differently once later ones exist; use another template"
+                "the chat template renders earlier turns differently once later ones exist; "
+                "use another template"
             )
         end = _turn_end(tokenizer, after, len(before))
         labels[len(before) : end] = ids[len(before) : end]

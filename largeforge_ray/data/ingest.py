@@ -66,7 +66,8 @@ def ingest(source: Path, *, test_share: float, target: Path) -> dict[str, int]:
     for part, writer in writers.items():
         if writer.count == 0:
             raise DataError(
-                f"the split with test: {test_share} leaves no {part} rows of {len(seen)}; add rows or change the share"
+                f"the split with test: {test_share} leaves no {part} rows of {len(seen)}; "
+                "add rows or change the share"
             )
     return {"rows": len(seen), **{p: w.count for p, w in writers.items()}, "duplicates": duplicates}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,9 @@ class RunContext:
         if self._engine is None:
             return
         engine, self._engine = self._engine, None
-        try:
+        # It may be dead already, or not stop by itself; the kill below settles both.
+        with suppress(RayActorError, TimeoutError):
             ray.get(engine.stop.remote(), timeout=15)
-        except (RayActorError, TimeoutError):
-            # It is already dead, or will not stop by itself; the kill below settles both.
-            pass
         ray.kill(engine)
 
     def work_folder(self, stage: PlannedStage) -> Path:

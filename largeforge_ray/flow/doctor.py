@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from largeforge_ray.errors import ForgeError
+from largeforge_ray.errors import ForgeError, ResourceError
 from largeforge_ray.models.hardware import Hardware, detect, engine_env
 
 LOCK = Path(__file__).parents[2] / "requirements" / "cpu.txt"
@@ -93,14 +93,29 @@ def check_disk(hardware: Hardware) -> Check:
 
 
 def check_port(port: int, user: str) -> Check:
+    if problem := port_problem(port):
+        fix = f"stop what listens on it, or choose another with --port (wanted by {user})"
+        return Check(f"port {port}", False, problem, fix)
+    return Check(f"port {port}", True, "free")
+
+
+def require_port(port: int) -> None:
+    """Raise ``ResourceError`` if ``port`` on loopback cannot be listened on."""
+    if problem := port_problem(port):
+        raise ResourceError(
+            f"port {port} cannot be used: {problem}; stop what listens on it, or choose another with --port"
+        )
+
+
+def port_problem(port: int) -> str | None:
+    """Why ``port`` on loopback cannot be listened on, or None."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            fix = f"stop what listens on it, or choose another with --port (wanted by {user})"
-            return Check(f"port {port}", False, os.strerror(error.errno or 0), fix)
-    return Check(f"port {port}", True, "free")
+        except (OSError, OverflowError) as error:
+            return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 def check_store(url: str) -> Check:
@@ -128,7 +143,8 @@ LlamaForCausalLM(LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=1
 from vllm import LLM, SamplingParams, __version__
 from largeforge_ray.models.hardware import engine_args
 llm = LLM(skip_tokenizer_init=True, **engine_args(folder, max_model_len=64))
-out = llm.generate({"prompt_token_ids": [1, 2, 3]}, SamplingParams(max_tokens=4, detokenize=False), use_tqdm=False)
+sampling = SamplingParams(max_tokens=4, detokenize=False)
+out = llm.generate({"prompt_token_ids": [1, 2, 3]}, sampling, use_tqdm=False)
 assert out[0].outputs[0].token_ids
 print(__version__)
 """

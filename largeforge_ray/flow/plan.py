@@ -119,7 +119,7 @@ def _input(stage: StageBase, field_name: str, key: str) -> str:
 
 
 def _weights_gib(source: ModelSource) -> float:
-    """bfloat16 bytes of the weights: four bits a weight in a GGUF, what the files say otherwise; 0 if unknown."""
+    """GiB of the weights in bfloat16 (a GGUF has about four bits a weight); 0 if unknown."""
     if source.gguf is not None:
         return source.gguf.stat().st_size * 3 / 1024**3
     if source.folder is not None:
@@ -141,12 +141,14 @@ def check_resources(plan: Plan, hardware: Hardware) -> None:
         need = stage.resources["memory_gib"]
         if need > hardware.memory_gib:
             raise ResourceError(
-                f"stage '{stage.name}' needs about {need:.1f} GiB of memory, {hardware.memory_gib:.1f} GiB is available; "
+                f"stage '{stage.name}' needs about {need:.1f} GiB of memory, "
+                f"{hardware.memory_gib:.1f} GiB is available; "
                 "close other programs, use a smaller model, or run on a larger machine (RAY_ADDRESS)"
             )
         if stage.resources["cpus"] > hardware.cpus:
             raise ResourceError(
-                f"stage '{stage.name}' asks for {stage.resources['cpus']:.0f} CPUs, there are {hardware.cpus}; lower workers"
+                f"stage '{stage.name}' asks for {stage.resources['cpus']:.0f} CPUs, "
+                f"there are {hardware.cpus}; lower workers"
             )
     if plan.missing and hardware.disk_gib < 2.0:
         raise ResourceError(

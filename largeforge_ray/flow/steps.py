@@ -64,7 +64,8 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics
     if not chats:
         common = ", ".join(f"{r} ({n})" for r, n in reasons.most_common(3))
         raise StageError(
-            f"stage '{stage.name}': none of {len(rows)} answers was kept: {common}; show the teacher examples, "
+            f"stage '{stage.name}': none of {len(rows)} answers was kept: {common}; "
+            "show the teacher examples, "
             "raise samples, or look at the check"
         )
     write_rows(folder, "train", chats)
@@ -146,7 +147,10 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> Metr
             facts.update(note)
         elif kind == "begin":
             context.phases["worker start"] = round(time.monotonic() - launched, 2)
-            words = f"{facts['rows']} rows, {facts['tokens']} tokens, batches of {declared.batch_size}: {note['steps']} steps"
+            words = (
+                f"{facts['rows']} rows, {facts['tokens']} tokens, "
+                f"batches of {declared.batch_size}: {note['steps']} steps"
+            )
             resumed = f", resumed at step {note['step']}" if note["step"] else ""
             context.emit(
                 stage.name, "progress", {"done": note["step"], "steps": note["steps"]}, words + resumed

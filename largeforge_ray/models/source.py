@@ -80,7 +80,8 @@ def _locate_package(config: ModelConfig, name: str) -> ModelSource:
         _check_folder(folders[0], config)
         return ModelSource("package", name, identity, config, folder=folders[0])
     raise ModelError(
-        f"package '{name}' carries {len(found)} GGUF files and {len(folders)} model folders; it needs exactly one model"
+        f"package '{name}' carries {len(found)} GGUF files and {len(folders)} model folders; "
+        "it needs exactly one model"
     )
 
 

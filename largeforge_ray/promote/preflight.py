@@ -14,7 +14,8 @@ def check_settings(promote: PromoteStage, train: TrainStage) -> None:
     """At plan time: will what is about to be trained be servable? Raises ``ConfigError``."""
     if train.lora.rank > promote.max_lora_rank:
         raise ConfigError(
-            f"rank {train.lora.rank} of stage '{train.name}' exceeds max_lora_rank {promote.max_lora_rank} of "
+            f"rank {train.lora.rank} of stage '{train.name}' exceeds max_lora_rank "
+            f"{promote.max_lora_rank} of "
             f"'{promote.name}'; raise max_lora_rank or lower lora.rank"
         )
 
@@ -36,7 +37,8 @@ def check_adapter(folder: Path, *, max_lora_rank: int) -> dict[str, Any]:
         )
     if config.get("modules_to_save"):
         raise ModelError(
-            f"adapter {folder.name} replaces whole modules {config['modules_to_save']}; the engine loads LoRA weights only"
+            f"adapter {folder.name} replaces whole modules {config['modules_to_save']}; "
+            "the engine loads LoRA weights only"
         )
     try:
         with safe_open(str(folder / "adapter_model.safetensors"), framework="numpy") as weights:

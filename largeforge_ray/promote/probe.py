@@ -22,7 +22,8 @@ def judge_probe(base: Sequence[Generation], expert: Sequence[Generation]) -> int
     same = [b.text == e.text and b.mean_logprob == e.mean_logprob for b, e in zip(base, expert, strict=True)]
     if all(same):
         raise GateError(
-            f"the adapter changes nothing: {len(same)} of {len(same)} probe answers equal the base model's to the last "
+            f"the adapter changes nothing: {len(same)} of {len(same)} probe answers equal "
+            "the base model's to the last "
             "log-probability; it was not loaded or not trained"
         )
     return same.count(False)

@@ -58,6 +58,9 @@ def build_pipeline(items: Path, *, expand: Expand, to_row: ToRow, engine: Any, j
     """The lazy Ray Data pipeline: read -> expand to missing rows -> ask the engine and journal."""
     import ray
 
+    context = ray.data.DataContext.get_current()
+    # Progress is shown from the batches' own numbers, for the work as a whole.
+    context.enable_progress_bars = context.print_on_execution_start = False
     done = ray.put(journal.done())
     missing = partial(_missing, expand=expand, done=done)
     ask = partial(_ask, expand=expand, to_row=to_row, engine=engine, journal=journal)

@@ -21,7 +21,8 @@ def build_dataset(data: Path, tokenizer: Any, max_tokens: int) -> Any:
     kept = [r for r in rendered if r is not None]
     if not kept:
         raise DataError(
-            f"all {len(rendered)} rows are longer than max_tokens {max_tokens}; raise max_tokens or shorten the rows"
+            f"all {len(rendered)} rows are longer than max_tokens {max_tokens}; "
+            "raise max_tokens or shorten the rows"
         )
     return Dataset.from_list(kept)
 

@@ -1,0 +1,101 @@
+"""A process's connection to Ray: join a cluster or start one, stop only what was started, end politely."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from largeforge_ray.errors import ForgeError, ResourceError
+
+QUIET_ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_V2": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Settings that must be in place before Ray is imported; a user's own values win."""
+
+
+class Session:
+    """A connection to Ray that is made when it is first needed."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self.started_here = False
+        self.connected = False
+
+    def connect(self) -> None:
+        """Join the cluster named by RAY_ADDRESS, or start a local one with a loopback dashboard.
+
+        Raises:
+            ResourceError: RAY_ADDRESS is set and no cluster answers there.
+        """
+        if self.connected:
+            return
+        for name, value in QUIET_ENV.items():
+            os.environ.setdefault(name, value)
+        import ray
+
+        if ray.is_initialized():
+            self.connected = True
+            return
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if not address:
+            options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        try:
+            context = ray.init(address=address or "local", **options)
+        except ConnectionError as error:
+            raise ResourceError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; "
+                "start it, correct the address or unset it"
+            ) from None
+        self.connected, self.started_here = True, not address
+        for name in ("ray.data", "ray.train", "ray.serve", "ray.tune"):
+            # Their own progress goes to their log files, where the dashboard shows it.
+            logging.getLogger(name).setLevel(logging.ERROR)
+        where = f"joined the Ray cluster at {address}" if address else "started a local Ray"
+        self._say(f"{where}, dashboard: http://{context.dashboard_url}")
+
+    def close(self) -> None:
+        """Disconnect; a local Ray that this session started is stopped."""
+        if self.started_here:
+            import ray
+
+            ray.shutdown()
+        self.connected = self.started_here = False
+
+
+@contextmanager
+def ray_session(say: Callable[[str], None]) -> Iterator[Session]:
+    session = Session(say)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+@contextmanager
+def polite_exit() -> Iterator[None]:
+    """A ``ForgeError`` becomes one message and exit code 1, Ctrl-C and SIGTERM clean up and become 130."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except ForgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _interrupt(*_: Any) -> None:
+    """A job that is stopped must not leave processes."""
+    raise KeyboardInterrupt

@@ -1,0 +1,190 @@
+"""The router's front: check the request, let the policy choose an expert, pass on its reply byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from largeforge_ray.routing import Observation, Router, build_policy, last_user_text
+from largeforge_ray.routing.experts import AUTO, Expert
+from largeforge_ray.types import Decision
+from serve_apps.chat_request import parse_chat_request
+from serve_apps.openai_errors import (
+    ApiError,
+    ReplyHead,
+    body_too_large,
+    expert_unavailable,
+    too_slow,
+    unknown_model,
+    unknown_path,
+    wrong_method,
+)
+
+logger = logging.getLogger("ray.serve")
+
+ROUTES = {
+    "/v1/chat/completions": "POST",
+    "/v1/route": "POST",
+    "/v1/models": "GET",
+    "/health": "GET",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for: ``max_tokens`` in tokens, ``timeout_s`` for the whole reply."""
+
+    max_body_bytes: int
+    max_tokens: int
+    timeout_s: float
+
+
+class Engine(Protocol):
+    """What the front needs of an engine; ``answer`` yields a head, then bytes, or raises ``ApiError``."""
+
+    @property
+    def up(self) -> bool: ...
+
+    def answer(self, expert: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]: ...
+
+
+class Front:
+    """Answers HTTP requests for one router. ``engines`` maps each live expert's model key to its engine."""
+
+    def __init__(self, router: Router, engines: Mapping[str, Engine], limits: Limits) -> None:
+        self._router, self._engines, self._limits = router, engines, limits
+        self._policy = build_policy(router)
+        self._created = int(time.time())
+
+    async def handle(self, request: Request) -> Response:
+        """Every outcome is a response; OpenAI's shape for every refusal."""
+        request_id = f"chatcmpl-{uuid.uuid4().hex}"
+        try:
+            return await self._route(request, request_id)
+        except ApiError as error:
+            headers = error.headers | {"x-request-id": request_id}
+            return Response(error.body(), error.status, headers, "application/json")
+
+    async def _route(self, request: Request, request_id: str) -> Response:
+        path = request.url.path.rstrip("/") or "/"
+        if path not in ROUTES:
+            raise unknown_path(path, list(ROUTES))
+        if request.method != ROUTES[path]:
+            raise wrong_method(request.method, path, [ROUTES[path]])
+        if path == "/health":
+            return self._health()
+        if path == "/v1/models":
+            return _json(self._models())
+        payload = parse_chat_request(
+            await _body(request, self._limits.max_body_bytes),
+            request.headers.get("content-type", ""),
+            max_tokens=self._limits.max_tokens,
+        )
+        expert, decision = self._decide(payload, request_id)
+        if path == "/v1/route":
+            return _json(asdict(decision) | {"artifact": expert.artifact})
+        return await self._chat(payload, expert, decision)
+
+    def _decide(self, payload: Mapping[str, Any], request_id: str) -> tuple[Expert, Decision]:
+        wanted = str(payload["model"])
+        if wanted == AUTO:
+            decision = self._policy.decide(Observation(request_id, last_user_text(payload["messages"])))
+        else:
+            decision = Decision(request_id, "pinned", wanted, "the request names the expert")
+        expert = self._router.expert(decision.chosen)
+        if expert is None:
+            raise unknown_model(wanted, [AUTO, *(e.name for e in self._router.live)])
+        logger.info("routed to expert=%s policy=%s: %s", expert.name, decision.policy, decision.reason)
+        return expert, decision
+
+    async def _chat(self, payload: dict[str, Any], expert: Expert, decision: Decision) -> Response:
+        headers = {
+            "x-request-id": decision.request_id,
+            "x-largeforge-expert": expert.name,
+            "x-largeforge-artifact": expert.artifact,
+            "x-largeforge-decision": _header(decision),
+        }
+        deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
+        parts = self._engines[expert.model_key].answer(expert.name, payload | {"model": expert.name})
+        try:
+            head = await self._next(parts, deadline)
+        except ApiError as error:
+            return Response(error.body(), error.status, headers | error.headers, "application/json")
+        assert isinstance(head, ReplyHead), "an engine sends a reply's head before its bytes"
+        if head.retry_after_s is not None:
+            headers["retry-after"] = str(head.retry_after_s)
+        stream = self._rest(parts, deadline)
+        if head.content_type.startswith("text/event-stream"):
+            return StreamingResponse(stream, head.status, headers, head.content_type)
+        try:
+            body = b"".join([part async for part in stream])
+        except ApiError as error:
+            return Response(error.body(), error.status, headers | error.headers, "application/json")
+        return Response(body, head.status, headers, head.content_type)
+
+    async def _rest(self, parts: Any, deadline: float) -> AsyncIterator[bytes]:
+        """What follows the head. A stream that breaks off ends with an error event, not as if finished."""
+        async with aclosing(parts):
+            while True:
+                try:
+                    yield await self._next(parts, deadline)
+                except StopAsyncIteration:
+                    return
+                except ApiError as error:
+                    yield error.event()
+                    return
+
+    async def _next(self, parts: Any, deadline: float) -> Any:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await anext(parts)
+        except TimeoutError:
+            await parts.aclose()
+            raise too_slow(self._limits.timeout_s) from None
+
+    def _models(self) -> dict[str, Any]:
+        def card(name: str, artifact: str | None) -> dict[str, Any]:
+            facts = {"id": name, "object": "model", "created": self._created, "owned_by": "largeforge"}
+            return facts | ({"artifact": artifact} if artifact else {})
+
+        return {
+            "object": "list",
+            "data": [card(AUTO, None), *(card(e.name, e.artifact) for e in self._router.live)],
+        }
+
+    def _health(self) -> Response:
+        experts = {e.name: "up" if self._engines[e.model_key].up else "down" for e in self._router.live}
+        down = [name for name, state in experts.items() if state == "down"]
+        if down:
+            raise expert_unavailable(down[0])
+        return _json({"status": "ok", "experts": experts})
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value), media_type="application/json")
+
+
+def _header(decision: Decision) -> str:
+    """ASCII JSON on one line; the request's id has a header of its own."""
+    facts = asdict(decision)
+    del facts["request_id"]
+    return json.dumps(facts, separators=(",", ":"))
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise body_too_large(limit)
+    return bytes(body)
