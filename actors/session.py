@@ -19,14 +19,17 @@ QUIET_ENV = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
 }
-"""Settings that must be in place before Ray is imported; a user's own values win."""
+"""Settings that must be in place before the libraries are imported; a user's own values win."""
 
 
 class Session:
     """A connection to Ray that is made when it is first needed."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
+        for name, value in QUIET_ENV.items():
+            os.environ.setdefault(name, value)
         self._say = say
         self.started_here = False
         self.connected = False
@@ -39,8 +42,6 @@ class Session:
         """
         if self.connected:
             return
-        for name, value in QUIET_ENV.items():
-            os.environ.setdefault(name, value)
         import ray
 
         if ray.is_initialized():
@@ -58,6 +59,8 @@ class Session:
                 "start it, correct the address or unset it"
             ) from None
         self.connected, self.started_here = True, not address
+        # Ray's own handler prints a stack trace on SIGTERM before ours runs; take the signal back.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         for name in ("ray.data", "ray.train", "ray.serve", "ray.tune"):
             # Their own progress goes to their log files, where the dashboard shows it.
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -69,7 +69,8 @@ def _parse_json(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
         # An escaped half of a surrogate pair is valid JSON, but no tokenizer takes it.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        # allow_nan finds the numbers that are too large for a float, such as 1e999.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise bad_request(f"the body is not JSON: {error.msg} at {where}", code="invalid_json") from None
@@ -80,7 +81,8 @@ def _parse_json(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
-        raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from None
+        reason = str(error).partition(";")[0]  # after it Python tells its own programmers what to do
+        raise bad_request(f"the body is not JSON: {reason}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise bad_request("the body must be a JSON object", code="invalid_json")
     _check_depth(value)

@@ -11,6 +11,8 @@ from typing import Any
 from largeforge_ray.routing.experts import ModelGroup
 from serve_apps.openai_errors import ReplyHead, expert_unavailable, internal, queue_full
 
+RECOVERY_POLL_S = 0.2
+
 logger = logging.getLogger("ray.serve")
 
 
@@ -62,13 +64,14 @@ class ExpertEngine:
 class EngineClient:
     """A deployment handle as the router sees it: a stream of parts, and ``ApiError`` for every failure.
 
-    After a failure requests are refused at once, until the deployment answers ``ready`` again.
+    Create it inside the event loop. At first and after a failure requests are refused at once, until the
+    deployment answers ``ready``.
     """
 
     def __init__(self, handle: Any, *, accept_s: float) -> None:
         self._handle = handle
         self._accept_s = accept_s
-        self._recovery: asyncio.Task[None] | None = None
+        self._recovery: asyncio.Task[None] | None = asyncio.create_task(self._recover())
 
     @property
     def up(self) -> bool:
@@ -113,4 +116,4 @@ class EngineClient:
                 await self._handle.ready.remote()
                 self._recovery = None
                 return
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(RECOVERY_POLL_S)

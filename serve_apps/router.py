@@ -68,12 +68,15 @@ class Front:
 
     async def handle(self, request: Request) -> Response:
         """Every outcome is a response; OpenAI's shape for every refusal."""
-        request_id = f"chatcmpl-{uuid.uuid4().hex}"
+        given = request.headers.get("x-request-id")
+        request_id = given or f"chatcmpl-{uuid.uuid4().hex}"
         try:
-            return await self._route(request, request_id)
+            response = await self._route(request, request_id)
         except ApiError as error:
-            headers = error.headers | {"x-request-id": request_id}
-            return Response(error.body(), error.status, headers, "application/json")
+            response = Response(error.body(), error.status, error.headers, "application/json")
+        if given is None:  # Serve's proxy gives one and echoes it; a second would reach the client as "a, a"
+            response.headers["x-request-id"] = request_id
+        return response
 
     async def _route(self, request: Request, request_id: str) -> Response:
         path = request.url.path.rstrip("/") or "/"
@@ -109,7 +112,6 @@ class Front:
 
     async def _chat(self, payload: dict[str, Any], expert: Expert, decision: Decision) -> Response:
         headers = {
-            "x-request-id": decision.request_id,
             "x-largeforge-expert": expert.name,
             "x-largeforge-artifact": expert.artifact,
             "x-largeforge-decision": _header(decision),
@@ -123,8 +125,9 @@ class Front:
         assert isinstance(head, ReplyHead), "an engine sends a reply's head before its bytes"
         if head.retry_after_s is not None:
             headers["retry-after"] = str(head.retry_after_s)
-        stream = self._rest(parts, deadline)
-        if head.content_type.startswith("text/event-stream"):
+        streamed = head.content_type.startswith("text/event-stream")
+        stream = self._rest(parts, deadline, streamed)
+        if streamed:
             return StreamingResponse(stream, head.status, headers, head.content_type)
         try:
             body = b"".join([part async for part in stream])
@@ -132,7 +135,7 @@ class Front:
             return Response(error.body(), error.status, headers | error.headers, "application/json")
         return Response(body, head.status, headers, head.content_type)
 
-    async def _rest(self, parts: Any, deadline: float) -> AsyncIterator[bytes]:
+    async def _rest(self, parts: Any, deadline: float, streamed: bool) -> AsyncIterator[bytes]:
         """What follows the head. A stream that breaks off ends with an error event, not as if finished."""
         async with aclosing(parts):
             while True:
@@ -141,6 +144,8 @@ class Front:
                 except StopAsyncIteration:
                     return
                 except ApiError as error:
+                    if not streamed:
+                        raise
                     yield error.event()
                     return
 

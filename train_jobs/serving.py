@@ -30,10 +30,13 @@ def server_command(store: str, router: str, port: int, max_replicas: int = 1) ->
 
 @contextmanager
 def running_server(store: str, router: str, port: int, say: Callable[[str], None]) -> Iterator[str]:
-    """The server's base URL while in the block; its output passes through, it is stopped afterwards."""
+    """The server's base URL while in the block; its errors pass through, it is stopped afterwards."""
     started = time.monotonic()
+    say("starting the router and its experts (about 40 s) …")
     # A session of its own, so that Ctrl-C reaches it once: through the terminate below.
-    server = subprocess.Popen(server_command(store, router, port), start_new_session=True)
+    server = subprocess.Popen(
+        server_command(store, router, port), start_new_session=True, stdout=subprocess.DEVNULL
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         while not _answers(url):
@@ -42,6 +45,7 @@ def running_server(store: str, router: str, port: int, say: Callable[[str], None
             if time.monotonic() - started > START_LIMIT_S:
                 raise StageError(f"the router did not answer on {url} within {START_LIMIT_S} s")
             time.sleep(0.2)
+        say(f"serving on {url}/v1 after {time.monotonic() - started:.1f} s")
         yield url
     finally:
         if server.poll() is None:

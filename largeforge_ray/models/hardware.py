@@ -70,7 +70,14 @@ def engine_env(hardware: Hardware | None = None) -> dict[str, str]:
         "TQDM_DISABLE": "1",
     }
     if hardware.device == "cpu":
-        env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": str(hardware.cpus)}
+        env |= {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "OMP_NUM_THREADS": str(hardware.cpus),
+            # By itself the engine keeps one CPU free and uses no hyper-threads: one thread of two CPUs.
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+            # The few compiled functions cost a C++ compiler's half minute and save nothing in eager mode.
+            "TORCH_COMPILE_DISABLE": "1",
+        }
     return env
 
 

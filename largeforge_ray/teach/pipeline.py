@@ -7,6 +7,7 @@ dies is started again and skips what the journal holds. So each row is made once
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +59,8 @@ def build_pipeline(items: Path, *, expand: Expand, to_row: ToRow, engine: Any, j
     """The lazy Ray Data pipeline: read -> expand to missing rows -> ask the engine and journal."""
     import ray
 
+    # Set after the import, which configures this logger anew.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     # Progress is shown from the batches' own numbers, for the work as a whole.
     context.enable_progress_bars = context.print_on_execution_start = False
