@@ -5,7 +5,7 @@
     url = start(ForgeArgs(store="./forge", router="live"))      # on a connected Ray
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
     client.chat.completions.create(model="auto", messages=[...])
-    stop()
+    stop(keep_serve=False)
 
 or `serve run serve_apps.forge:build_app store=./forge router=live`, or serve_apps/configs/quickstart.yaml.
 """

@@ -58,10 +58,14 @@ def _reason(error: Exception) -> str:
     return (messages[0] if messages else str(error)).strip().splitlines()[-1]
 
 
-def stop() -> None:
-    """Remove the application, and Serve itself if nothing else runs on it."""
+def stop(*, keep_serve: bool) -> None:
+    """Remove the application, and Serve itself if nothing else runs on it.
+
+    ``keep_serve`` is for a cluster that ends anyway: Ray reports a controller that shuts itself down as lost.
+    """
     from ray import serve
 
-    serve.delete(APP)
-    if not serve.status().applications:
+    if APP in serve.status().applications:
+        serve.delete(APP)
+    if not keep_serve and not serve.status().applications:
         serve.shutdown()

@@ -38,7 +38,7 @@ def main() -> None:
             while True:
                 time.sleep(3600)
         finally:
-            stop()
+            stop(keep_serve=session.started_here)
 
 
 def say(text: str) -> None:

@@ -59,11 +59,11 @@ def build_pipeline(items: Path, *, expand: Expand, to_row: ToRow, engine: Any, j
     """The lazy Ray Data pipeline: read -> expand to missing rows -> ask the engine and journal."""
     import ray
 
-    # Set after the import, which configures this logger anew.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     # Progress is shown from the batches' own numbers, for the work as a whole.
     context.enable_progress_bars = context.print_on_execution_start = False
+    # Set after ray.data is loaded, which configures this logger anew.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     done = ray.put(journal.done())
     missing = partial(_missing, expand=expand, done=done)
     ask = partial(_ask, expand=expand, to_row=to_row, engine=engine, journal=journal)

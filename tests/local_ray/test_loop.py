@@ -1,0 +1,91 @@
+"""The whole loop with the real model, engine and trainer: what a run leaves behind, and what a second one does."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from largeforge_ray.store import open_store
+from tests.local_ray.conftest import Forge, metrics
+
+pytestmark = pytest.mark.timeout(600)
+STAGES = ("base", "prompts", "rows", "orders", "outcomes", "live")
+
+
+def test_every_stage_leaves_a_whole_artifact(forge: Forge) -> None:
+    store = open_store(forge.store)
+    for name in STAGES:
+        store.fetch(store.get(name))  # compares every file with its record
+    assert store.list("journal") == []
+
+
+def test_every_answer_of_the_teacher_is_accounted_for(forge: Forge) -> None:
+    import pyarrow.parquet as pq
+
+    store = open_store(forge.store)
+    facts = metrics(forge, "rows")
+    assert facts["kept"] + facts["dropped"] + facts["failed"] == 2 * facts["prompts"]
+    assert sum(facts["reasons"].values()) == facts["dropped"] + facts["failed"]
+    rows = pq.read_table(store.fetch(store.get("rows")) / "rows.parquet").to_pylist()
+    assert len({row["row_key"] for row in rows}) == len(rows) == 2 * facts["prompts"]
+    held_out = pq.read_table(store.fetch(store.get("prompts")) / "test.parquet")["item_hash"].to_pylist()
+    assert not {row["item_hash"] for row in rows} & set(held_out)
+
+
+def test_the_adapter_learned_what_the_base_model_cannot(forge: Forge) -> None:
+    facts = metrics(forge, "outcomes")
+    assert facts["gains"]["orders"]["low"] > 0.0
+    assert facts["candidates"]["base"]["errors"] == facts["candidates"]["orders"]["errors"] == 0
+    losses = [loss for _, loss in metrics(forge, "orders")["losses"]]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_the_adapter_carries_no_path_of_this_machine(forge: Forge) -> None:
+    store = open_store(forge.store)
+    settings = json.loads((store.fetch(store.get("orders")) / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] is None
+    assert settings["r"] == 8
+
+
+def test_the_run_says_how_far_it_is_and_nothing_else(forge: Forge) -> None:
+    for name in STAGES:
+        assert re.search(rf"^  {name} +done", forge.run.out, re.MULTILINE)
+    assert "dashboard: http://127.0.0.1:" in forge.run.out
+    noise = re.compile(r"WARNING|ERROR|INFO|Traceback|it/s|\(raylet\)|SIGTERM|nanny|deprecat", re.IGNORECASE)
+    assert [line for line in (forge.run.out + forge.run.err).splitlines() if noise.search(line)] == []
+
+
+def test_a_second_run_does_nothing_in_under_five_seconds(forge: Forge) -> None:
+    again = forge.command("run", str(forge.manifest))
+    assert again.code == 0
+    assert "nothing to do: every stage was cached" in again.out
+    assert "Ray" not in again.out
+    assert again.seconds < 5.0
+
+
+def test_a_changed_stage_is_planned_again_with_what_depends_on_it(forge: Forge) -> None:
+    manifest = yaml.safe_load(forge.manifest.read_text())
+    next(s for s in manifest["stages"] if s["name"] == "outcomes")["max_tokens"] = 41
+    changed = forge.folder / "changed.yaml"
+    changed.write_text(yaml.safe_dump(manifest))
+    plan = forge.command("plan", str(changed))
+    states = dict(re.findall(r"^(\w+) .*?(cached|to run)", plan.out, re.MULTILINE))
+    assert [name for name in STAGES if states[name] == "to run"] == ["outcomes", "live"]
+
+
+def test_lineage_leads_from_the_expert_to_the_rows(forge: Forge) -> None:
+    tree = forge.command("lineage", "orders").out
+    for name in ("orders", "rows", "prompts", "base"):
+        assert open_store(forge.store).get(name).key[:16] in tree
+
+
+def test_the_report_stands_alone_and_shows_the_gain(forge: Forge) -> None:
+    path = re.search(r"report: (\S+)", forge.run.out)
+    assert path
+    page = open(path[1], encoding="utf-8").read()
+    assert not re.search(r"(src|href)=[\"']?https?://", page)
+    gain = metrics(forge, "outcomes")["gains"]["orders"]["gain"]
+    assert f"{gain:+.3f}" in page or f"{gain:.3f}" in page or f"{100 * gain:.1f}" in page

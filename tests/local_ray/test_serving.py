@@ -1,0 +1,161 @@
+"""The served router with a real engine behind it, seen through the official client and by process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import openai
+import psutil
+import pytest
+
+from tests.local_ray.conftest import ENVIRONMENT, Forge, free_port
+
+pytestmark = pytest.mark.timeout(300)
+ORDER = "Order as JSON with name, count, item, city: Please send 7 pillows to Ingrid in Lisbon."
+
+
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[str]
+    url: str
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+@pytest.fixture(scope="module")
+def server(forge: Forge) -> Iterator[Server]:
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve_apps.run", "--store", str(forge.store), "--port", str(port)],
+        env=ENVIRONMENT,
+        cwd=forge.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    server = Server(process, f"http://127.0.0.1:{port}")
+    wait_for(server.is_healthy, 120, lambda: process.poll() is None)
+    yield server
+    if process.poll() is None:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_for(condition, limit_s: float, alive=lambda: True) -> float:
+    """Seconds until ``condition``; fails when they exceed the limit or what is waited for has died."""
+    started = time.monotonic()
+    while not condition():
+        assert alive(), "the process ended"
+        assert time.monotonic() - started < limit_s, f"not within {limit_s} s"
+        time.sleep(0.1)
+    return time.monotonic() - started
+
+
+def ask(server: Server, model: str, question: str, **options):
+    messages = [{"role": "user", "content": question}]
+    return server.client.chat.completions.with_raw_response.create(
+        model=model, messages=messages, temperature=0, max_tokens=40, **options
+    )
+
+
+def test_auto_goes_to_the_expert_whose_territory_it_is(server: Server, forge: Forge) -> None:
+    from largeforge_ray.store import open_store
+
+    reply = ask(server, "auto", ORDER)
+    assert reply.headers["x-largeforge-expert"] == "orders"
+    assert open_store(forge.store).get("orders").key.startswith(reply.headers["x-largeforge-artifact"])
+    assert json.loads(reply.headers["x-largeforge-decision"])["policy"] == "keyword"
+    answer = json.loads(reply.parse().choices[0].message.content)
+    assert set(answer) == {"name", "count", "item", "city"}
+    assert ask(server, "auto", "What is the capital of France?").headers["x-largeforge-expert"] == "base"
+
+
+def test_a_name_pins_and_the_adapter_makes_the_difference(server: Server) -> None:
+    base, expert = ask(server, "base", ORDER), ask(server, "orders", ORDER)
+    assert base.headers["x-largeforge-expert"] == "base"
+    assert json.loads(expert.headers["x-largeforge-decision"])["policy"] == "pinned"
+    assert base.parse().choices[0].message.content != expert.parse().choices[0].message.content
+
+
+def test_generation_stops_by_itself(server: Server) -> None:
+    assert ask(server, "orders", ORDER).parse().choices[0].finish_reason == "stop"
+
+
+def test_a_stream_gives_the_same_text_in_pieces(server: Server) -> None:
+    whole = ask(server, "orders", ORDER).parse().choices[0].message.content
+    messages = [{"role": "user", "content": ORDER}]
+    stream = server.client.chat.completions.create(
+        model="orders", messages=messages, temperature=0, max_tokens=40, stream=True
+    )
+    pieces = [c.choices[0].delta.content or "" for c in stream if c.choices]
+    assert len(pieces) > 5
+    assert "".join(pieces) == whole
+
+
+def test_models_lists_auto_and_every_expert(server: Server) -> None:
+    assert [m.id for m in server.client.models.list()] == ["auto", "base", "orders"]
+
+
+def test_a_refusal_is_the_clients_own_error(server: Server) -> None:
+    with pytest.raises(openai.NotFoundError, match="auto, base, orders"):
+        ask(server, "gpt-4", ORDER)
+    with pytest.raises(openai.BadRequestError, match="context length"):
+        ask(server, "base", "word " * 3000)
+
+
+def test_everything_listens_on_loopback_only(server: Server) -> None:
+    addresses = {
+        c.laddr.ip
+        for c in psutil.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN and c.laddr.port == int(server.url.rsplit(":", 1)[1])
+    }
+    assert addresses == {"127.0.0.1"}
+
+
+def test_a_killed_engine_is_a_503_and_comes_back(server: Server) -> None:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    engine = next(p for p in children if "EngineCore" in " ".join(p.cmdline()))
+    os.kill(engine.pid, signal.SIGKILL)
+    refusals = []
+
+    def answers() -> bool:
+        try:
+            ask(server, "orders", ORDER)
+        except openai.InternalServerError as error:
+            refusals.append((error.status_code, error.response.headers.get("retry-after")))
+            return False
+        return True
+
+    seconds = wait_for(answers, 120, lambda: server.process.poll() is None)
+    assert refusals
+    assert set(refusals) == {(503, "5")}
+    print(f"answers again after {seconds:.1f} s and {len(refusals)} refusals")
+
+
+def test_sigterm_leaves_no_process(server: Server) -> None:
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    server.process.terminate()
+    assert server.process.wait(60) == 130
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert alive == []
+    output = server.process.stdout.read() if server.process.stdout else ""
+    assert "Traceback" not in output
+    assert "SIGTERM" not in output
