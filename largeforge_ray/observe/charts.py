@@ -15,8 +15,8 @@ from largeforge_ray.observe.words import count, duration
 MOST_POINTS = 240
 """Drawn points of a curve; more would only add bytes."""
 SMOOTH_FROM = 24
-LABEL_PX = 190
-CHARACTER_PX = 6.9
+LABEL_PX = 196
+CHARACTER_PX = 7.4
 """Mean width of a character of 13 px text, on the wide side so that nothing overflows."""
 
 
@@ -49,13 +49,12 @@ class _Rows:
         """The y of a row's bar or dot."""
         return index * self.height + (30 if self.stacked else 18)
 
-    def label(self, index: int, content: str, class_: str = "label") -> Markup:
-        at = self.centre(index)
-        room = self.width - 80 if self.stacked else self.left - 12
-        shown = svg.clip(content, int(room / CHARACTER_PX))
-        if self.stacked:
-            return svg.element("text", svg.title(content), shown, x=0, y=at - 14, class_=class_)
-        return svg.element("text", svg.title(content), shown, x=0, y=at + 4.5, class_=class_)
+    def label(self, index: int, content: str, beside: str = "") -> Markup:
+        """The row's name, cut where a stacked row's value (``beside``) begins."""
+        room = self.width - len(beside) * CHARACTER_PX if self.stacked else self.left
+        shown = svg.clip(content, int((room - 16) / CHARACTER_PX))
+        y = self.centre(index) + (-14 if self.stacked else 4.5)
+        return svg.element("text", svg.title(content), shown, x=0, y=y, class_="label")
 
     def value(self, index: int, content: str) -> Markup:
         at = self.centre(index)
@@ -139,7 +138,9 @@ def whisker_chart(
     """Values with their intervals over a percent axis from low to high; ``zero`` marks no difference."""
     layout = _rows(width)
     ends = svg.ticks(low, high, 5 if layout.stacked else 8)
-    right = width - 18 if layout.stacked else width - 170
+    # The widest value has to end before the axis begins, or a dot at 100% lies on it.
+    beside = max(len(row.shown) for row in rows) * CHARACTER_PX + 16
+    right = width - (18 if layout.stacked else beside)
     x = svg.Scale(ends[0], ends[-1], layout.left, right)
     bottom = layout.centre(len(rows) - 1) + 18
     parts = []
@@ -153,7 +154,7 @@ def whisker_chart(
         at, span = layout.centre(index), row.interval
         start, end = x(span.low), x(span.high)
         parts += [
-            layout.label(index, row.label),
+            layout.label(index, row.label, row.shown),
             layout.value(index, row.shown),
             svg.line(start, at, end, at, f"whisker {row.tone}"),
             svg.line(start, at - 5, start, at + 5, f"whisker {row.tone}"),
@@ -212,7 +213,8 @@ def timeline_chart(stages: Sequence[StageView], total_s: float, width: float) ->
             svg.text(x(tick), bottom + 16, name, "tick", "middle"),
         ]
     for index, stage in enumerate(stages):
-        parts += [layout.label(index, stage.name), layout.value(index, _outcome(stage))]
+        said = _outcome(stage)
+        parts += [layout.label(index, stage.name, said), layout.value(index, said)]
         parts += _bars(stage, x, layout.centre(index))
         if stage.state == "cached" and stage.cached_at_s is not None:
             said = f"{stage.name}: already in the store"

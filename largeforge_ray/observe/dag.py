@@ -21,6 +21,8 @@ SHORT_KEY = 8
 SWEEPS = 6
 TILE_HEIGHT, GAP, LANE = 56.0, 18.0, 14.0
 """px: a tile, the space between tiles of a layer, and the room an edge takes to pass through a layer."""
+BOLD_PX = 8.6
+"""Mean width of a character of 13 px bold text, on the wide side so that no name leaves its tile."""
 
 Point = tuple[float, float]
 Edge = tuple[str, str]
@@ -41,6 +43,7 @@ def lineage_picture(lineage: Lineage, width: float) -> Markup:
     """Each artifact once, with an arrow from every parent. Grows beyond the width rather than overlap."""
     layers = layered(lineage)
     down = width < svg.WIDE * 0.7
+    width -= 2  # added again to the canvas, for the outlines
     size = _size(layers, width, down)
     places = _places(layers, size)
     along = len(layers) * size.along + (len(layers) - 1) * size.gap
@@ -165,7 +168,7 @@ def _arrow(
 def _tile(node: Node, x: float, y: float, width: float) -> Markup:
     known = node.kind if node.kind in ("dataset", "adapter", "model", "outcomes", "router") else "other"
     note = {"cached": ", already in the store", "absent": ", not made yet"}.get(node.state, "")
-    room = int((width - 24) / 6.9)
+    room = int((width - 20) / BOLD_PX)
     parts = [
         svg.title(f"{node.kind} ‘{node.name}’{note}\n{node.key}"),
         svg.box(x + 1, y + 1, width - 2, TILE_HEIGHT - 2, "tile", radius=5),
