@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from largeforge_ray.errors import ForgeError, ResourceError
@@ -51,6 +52,7 @@ class Session:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not address:
             options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             context = ray.init(address=address or "local", **options)
         except ConnectionError as error:
@@ -59,8 +61,9 @@ class Session:
                 "start it, correct the address or unset it"
             ) from None
         self.connected, self.started_here = True, not address
-        # Ray's own handler prints a stack trace on SIGTERM before ours runs; take the signal back.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        # Ray takes SIGTERM for itself, prints a stack trace and ends without cleaning up; take it back.
+        signal.signal(signal.SIGTERM, on_sigterm)
+        _protect_token()
         for name in ("ray.data", "ray.train", "ray.serve", "ray.tune"):
             # Their own progress goes to their log files, where the dashboard shows it.
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -74,6 +77,13 @@ class Session:
 
             ray.shutdown()
         self.connected = self.started_here = False
+
+
+def _protect_token() -> None:
+    """Ray leaves the token it makes for a new cluster readable by every user of the machine."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_uid == os.getuid():
+        token.chmod(0o600)
 
 
 @contextmanager

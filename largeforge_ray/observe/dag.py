@@ -168,7 +168,7 @@ def _arrow(
 def _tile(node: Node, x: float, y: float, width: float) -> Markup:
     known = node.kind if node.kind in ("dataset", "adapter", "model", "outcomes", "router") else "other"
     note = {"cached": ", already in the store", "absent": ", not made yet"}.get(node.state, "")
-    room = int((width - 20) / BOLD_PX)
+    room = int((width - 24) / BOLD_PX)
     parts = [
         svg.title(f"{node.kind} ‘{node.name}’{note}\n{node.key}"),
         svg.box(x + 1, y + 1, width - 2, TILE_HEIGHT - 2, "tile", radius=5),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -21,6 +22,11 @@ from tests.local_ray.conftest import ENVIRONMENT, ROOT, Forge, free_port
 
 pytestmark = pytest.mark.timeout(400)
 RAY = Path(sys.executable).with_name("ray")
+CLUSTER = ENVIRONMENT | {
+    "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def head() -> Iterator[str]:
     ]
     process = subprocess.Popen(
         [RAY, "start", *options, "--num-cpus=2", "--disable-usage-stats", "--block"],
-        env=ENVIRONMENT | {"PATH": f"{RAY.parent}:{os.environ['PATH']}"},
+        env=CLUSTER,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -43,7 +49,8 @@ def head() -> Iterator[str]:
     for _ in range(120):
         try:
             urllib.request.urlopen(f"{url}/api/jobs/", timeout=5).close()
-            break
+        except urllib.error.HTTPError:
+            break  # it answers, and wants the token
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
     yield url
@@ -57,7 +64,7 @@ def head() -> Iterator[str]:
 def submit(head: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "-m", *words]
     return subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=ROOT, env=CLUSTER, capture_output=True, text=True, timeout=300, check=False
     )
 
 
