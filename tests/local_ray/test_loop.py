@@ -1,9 +1,10 @@
-"""The whole loop with the real model, engine and trainer: what a run leaves behind, and what a second one does."""
+"""The whole loop with the real model, engine and trainer: what a run leaves, what a second one does."""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -85,7 +86,7 @@ def test_lineage_leads_from_the_expert_to_the_rows(forge: Forge) -> None:
 def test_the_report_stands_alone_and_shows_the_gain(forge: Forge) -> None:
     path = re.search(r"report: (\S+)", forge.run.out)
     assert path
-    page = open(path[1], encoding="utf-8").read()
+    page = Path(path[1]).read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=[\"']?https?://", page)
     gain = metrics(forge, "outcomes")["gains"]["orders"]["gain"]
     assert f"{gain:+.3f}" in page or f"{gain:.3f}" in page or f"{100 * gain:.1f}" in page

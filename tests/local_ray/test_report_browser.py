@@ -114,8 +114,8 @@ class Tab:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", features=[feature])
         self.call("Page.navigate", url=url)
-        while not self.named("Page.loadEventFired"):
-            self._receive()
+        while self.run("location.href + ' ' + document.readyState") != f"{url} complete":
+            time.sleep(0.01)
 
     def named(self, method: str) -> list[dict[str, Any]]:
         return [event["params"] for event in self.events if event["method"] == method]
@@ -132,7 +132,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a fresh browser's DevTools."""
     program = shutil.which("chromium")
     if program is None:
-        message = "chromium is not installed; install it, or unset LARGEFORGE_REQUIRE_BROWSER to skip"
+        message = "chromium is not on the PATH"
         (pytest.fail if os.environ.get("LARGEFORGE_REQUIRE_BROWSER") else pytest.skip)(message)
     profile = tmp_path_factory.mktemp("profile")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
