@@ -61,14 +61,26 @@ def largeforge(*words: str, cwd: Path, timeout: float) -> Done:
 
 
 def small_manifest(folder: Path, *, prompts: int) -> Path:
-    """The shipped manifest on its first ``prompts`` rows, with twice the epochs."""
+    """The shipped manifest on its first ``prompts`` rows and one that no engine can take, with twice the epochs."""
     lines = (SHIPPED / "orders.jsonl").read_text().splitlines()[:prompts]
-    (folder / "orders.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "orders.jsonl").write_text("\n".join([*lines, too_long_row()]) + "\n")
     manifest = yaml.safe_load((SHIPPED / "quickstart.yaml").read_text())
     next(s for s in manifest["stages"] if s["kind"] == "train")["epochs"] = 2
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(manifest, sort_keys=False))
     return path
+
+
+def too_long_row() -> str:
+    """A row of the training part whose prompt exceeds the context."""
+    from largeforge_ray.data import is_test, row_hash
+
+    for filler in ("pillow ", "basket ", "lantern ", "ladder ", "blanket "):
+        prompt = filler * 1500
+        answer = {"name": "Nobody"}
+        if not is_test(row_hash([{"role": "user", "content": prompt}], answer), 0.25):
+            return json.dumps({"prompt": prompt, "answer": answer, "check": "json"})
+    raise AssertionError("every filler's row is held out")
 
 
 @pytest.fixture(scope="session")

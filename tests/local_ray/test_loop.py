@@ -36,6 +36,28 @@ def test_every_answer_of_the_teacher_is_accounted_for(forge: Forge) -> None:
     assert not {row["item_hash"] for row in rows} & set(held_out)
 
 
+def test_a_prompt_longer_than_the_context_fails_alone_and_says_so(forge: Forge) -> None:
+    facts = metrics(forge, "rows")
+    assert facts["failed"] == 2  # one row, two samples
+    reason = next(reason for reason in facts["reasons"] if reason.startswith("failed"))
+    assert re.search(r"prompt of \d+ tokens exceeds the context of 1024", reason)
+
+
+def test_a_teacher_that_is_never_right_ends_the_run_with_its_reasons(forge: Forge) -> None:
+    rows = [{"prompt": f"Say {i}.", "answer": f"not {i}", "check": "exact"} for i in range(12)]
+    (forge.folder / "hopeless.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    manifest = yaml.safe_load(forge.manifest.read_text())
+    manifest["stages"] = manifest["stages"][:2]
+    manifest["stages"][0] |= {"source": "hopeless.jsonl"}
+    path = forge.folder / "hopeless.yaml"
+    path.write_text(yaml.safe_dump(manifest))
+    run = forge.command("run", str(path))
+    assert run.code == 1
+    assert "none of" in run.err
+    assert "exact: differs from the answer" in run.err
+    assert "Traceback" not in run.err + run.out
+
+
 def test_the_adapter_learned_what_the_base_model_cannot(forge: Forge) -> None:
     facts = metrics(forge, "outcomes")
     assert facts["gains"]["orders"]["low"] > 0.0

@@ -121,6 +121,16 @@ def test_a_refusal_is_the_clients_own_error(server: Server) -> None:
         ask(server, "base", "word " * 3000)
 
 
+def test_a_busy_port_is_refused_before_anything_starts(server: Server, forge: Forge) -> None:
+    port = server.url.rsplit(":", 1)[1]
+    second = forge.command("serve", "--port", port)
+    assert second.code == 1
+    assert f"port {port} cannot be used" in second.err
+    assert "--port" in second.err
+    assert "Ray" not in second.out
+    assert second.seconds < 10
+
+
 def test_everything_listens_on_loopback_only(server: Server) -> None:
     addresses = {
         c.laddr.ip
