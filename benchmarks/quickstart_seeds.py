@@ -2,7 +2,7 @@
 
 python -m benchmarks.quickstart_seeds --store ./forge
 
-A seed sets the teacher's sampling, the order of training and the bootstrap. The base model and the split are shared.
+A seed sets the teacher's sampling, the order of training and the bootstrap; model and split are shared.
 """
 
 from __future__ import annotations

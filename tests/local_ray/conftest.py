@@ -61,7 +61,7 @@ def largeforge(*words: str, cwd: Path, timeout: float) -> Done:
 
 
 def small_manifest(folder: Path, *, prompts: int) -> Path:
-    """The shipped manifest on its first ``prompts`` rows and one that no engine can take, with twice the epochs."""
+    """The shipped manifest on its first ``prompts`` rows, one no engine can take, with twice the epochs."""
     lines = (SHIPPED / "orders.jsonl").read_text().splitlines()[:prompts]
     (folder / "orders.jsonl").write_text("\n".join([*lines, too_long_row()]) + "\n")
     manifest = yaml.safe_load((SHIPPED / "quickstart.yaml").read_text())
