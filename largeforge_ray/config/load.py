@@ -65,7 +65,10 @@ def parse_manifest(text: str, filename: str = "<manifest>") -> Manifest:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_duplicate_keys(node, filename)
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    # PyYAML lets through what Python says of dates and numbers that do not exist, and of endless nesting.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{filename}:{mark.line + 1}" if mark else filename
         raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
@@ -88,6 +91,8 @@ def _refuse_duplicate_keys(node: Any, filename: str) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
                 raise ConfigError(
                     f"{filename}:{key.start_mark.line + 1}: key '{key.value}' is given twice; keep one"
@@ -115,7 +120,8 @@ def _line(node: Any, loc: Path_) -> int:
 
 
 def _explain(error: ErrorDetails, data: dict[str, Any]) -> str:
-    loc = [p for p in error["loc"] if p not in STAGES]
+    # After stages and a number comes the union's tag, which is no key of the file.
+    loc = [p for i, p in enumerate(error["loc"]) if i != 2 or error["loc"][0] != "stages"]
     dotted = ".".join(map(str, loc))
     kind = error["type"]
     value = error["input"]

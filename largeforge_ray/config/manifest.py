@@ -72,6 +72,8 @@ def _check_reference(
     target = ref.split(".")[0]
     if target == stage.name:
         raise ReferenceProblem(path, f"stage '{stage.name}' refers to itself; name the stage it should read")
+    if target == "base":
+        raise ReferenceProblem(path, f"'{ref}' is the manifest's model and no stage; name a stage here")
     if target not in index:
         near = difflib.get_close_matches(target, [*index, "base"], n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"stages are: {', '.join(index)}"
@@ -82,6 +84,8 @@ def _check_reference(
         raise ReferenceProblem(
             path, f"'{ref}' produces {found}, but {field.split('.')[0]} needs a stage that produces {wanted}"
         )
+    if target != ref and wanted != "dataset":
+        raise ReferenceProblem(path, f"'{ref}' names a part, but only datasets have parts; write '{target}'")
     if isinstance(stage, PromoteStage) and field == "gate.outcomes":
         outcomes = stages[index[target]]
         needed = ["base", stage.candidate]

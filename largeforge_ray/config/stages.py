@@ -19,7 +19,7 @@ Ref = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}(\.(train|test))?$")]
 class Strict(BaseModel):
     """A frozen schema that refuses unknown keys and silent conversions ("3" is not 3)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class StageBase(Strict):

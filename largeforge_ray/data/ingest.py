@@ -112,6 +112,11 @@ def _check(raw: Any, where: str) -> dict[str, Any]:
     unknown = sorted(set(raw) - set(FIELDS))
     if unknown:
         raise bad(unknown[0], f"unknown; a row has {', '.join(FIELDS)}")
+    for field, value in raw.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except (TypeError, UnicodeEncodeError, RecursionError) as error:
+            raise bad(field, f"cannot be kept as UTF-8 JSON: {error}") from None
     if ("prompt" in raw) == ("messages" in raw):
         raise bad("prompt", "give either 'prompt' (text) or 'messages' (chat turns), one of the two")
     if "prompt" in raw:
@@ -125,18 +130,22 @@ def _check(raw: Any, where: str) -> dict[str, Any]:
         raise bad("check", f"'{check}' is not known. Supported: [{', '.join(CHECKS)}]")
     if check is not None and answer is None:
         raise bad("answer", f"missing, but check '{check}' compares with it; add the expected answer")
-    if check == "number" and not isinstance(answer, int | float):
-        raise bad("answer", f"check 'number' needs a number; found {answer!r}")
+    if check == "number" and not _is_finite(answer):
+        raise bad("answer", f"check 'number' needs a finite number; found {answer!r}"[:300])
     if answer is not None and check is None:
         check = "exact" if isinstance(answer, str) else "json"
     digest = row_hash(messages, answer)
     return {
-        "item_id": str(raw.get("id", digest[:16])),
+        "item_id": str(digest[:16] if raw.get("id") is None else raw["id"]),
         "item_hash": digest,
         "messages": messages,
         "answer": answer,
         "check": check,
     }
+
+
+def _is_finite(answer: Any) -> bool:
+    return isinstance(answer, int | float) and not isinstance(answer, bool) and abs(answer) < 1e308
 
 
 def _check_messages(value: Any, bad: Any) -> list[dict[str, str]]:
@@ -151,4 +160,6 @@ def _check_messages(value: Any, bad: Any) -> list[dict[str, str]]:
             )
         if not isinstance(turn["content"], str) or not turn["content"].strip():
             raise bad(f"messages[{i}].content", "must be text that is not empty")
+    if next((t["role"] for t in value if t["role"] != "system"), None) != "user":
+        raise bad("messages", "the first turn, or the first after a system turn, must be the user's")
     return [dict(t) for t in value]

@@ -24,7 +24,7 @@ class Interval:
 
 def score(quality: Mapping[str, float], *, confidence: float, seed: int = 0) -> Interval:
     """Mean quality over items (item hash -> 0..1), resampling items."""
-    return _interval(list(quality.values()), confidence, seed)
+    return _interval([quality[k] for k in sorted(quality)], confidence, seed)
 
 
 def paired_gain(

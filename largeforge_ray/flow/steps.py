@@ -57,7 +57,7 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics
         samples=declared.samples,
     )
     prompts = count_rows(items.parent, items.stem)
-    rows = _farm(context, stage, items, expand, teacher_row, prompts * declared.samples)
+    rows = _farm(context, stage, items, [expand], teacher_row, prompts * declared.samples)
     write_teacher_rows(folder / "rows.parquet", rows)
     chats = kept_chats(rows, declared.keep)
     reasons = Counter(_reason(r) for r in rows if _reason(r))
@@ -99,9 +99,9 @@ def write_teacher_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _farm(
-    context: RunContext, stage: PlannedStage, items: Path, expand: Any, to_row: Any, total: int
+    context: RunContext, stage: PlannedStage, items: Path, expands: list[Any], to_row: Any, total: int
 ) -> list[dict[str, Any]]:
-    """Run the farm with progress; returns every row of the journal."""
+    """Run the farm over ``items`` once for each of ``expands``, with progress; returns all of the journal."""
     engine = context.engine()
     journal = RowJournal(context.store, stage.key)
     done = sum(1 for _ in journal.rows())
@@ -123,7 +123,8 @@ def _farm(
             stage.name, "progress", {"done": done, "total": total}, f"{done} rows were already in the journal"
         )
     with context.phase("generation"):
-        run_farm(items, expand=expand, to_row=to_row, engine=engine, journal=journal, on_batch=on_batch)
+        for expand in expands:
+            run_farm(items, expand=expand, to_row=to_row, engine=engine, journal=journal, on_batch=on_batch)
     rows = list(journal.rows())
     if len(rows) != total:
         raise StageError(f"stage '{stage.name}' made {len(rows)} rows of {total}; run the same command again")
@@ -187,14 +188,18 @@ def make_outcomes(context: RunContext, stage: PlannedStage, folder: Path) -> Met
         name: (context.plan[name].key, None if name == "base" else str(context.folder(name)))
         for name in declared.candidates
     }
-    expand = partial(
-        outcome_work,
-        experts=experts,
-        task=declared.items.split(".")[0],
-        sampling=Sampling(max_tokens=declared.max_tokens, seed=declared.seed),
-    )
+    # One expert after the other: a batch with a single adapted request runs at the adapter's pace.
+    expands = [
+        partial(
+            outcome_work,
+            experts={name: expert},
+            task=declared.items.split(".")[0],
+            sampling=Sampling(max_tokens=declared.max_tokens, seed=declared.seed),
+        )
+        for name, expert in experts.items()
+    ]
     total = count_rows(items.parent, items.stem) * len(experts)
-    made = _farm(context, stage, items, expand, outcome_row, total)
+    made = _farm(context, stage, items, expands, outcome_row, total)
     rows = write_outcomes(folder, made, read_rows(items.parent, items.stem))
     quality = {name: qualities(rows, name) for name in experts}
     metrics: Metrics = {"candidates": {}, "gains": {}}

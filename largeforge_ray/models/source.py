@@ -108,7 +108,7 @@ def materialise(source: ModelSource, target: Path) -> None:
         _download_url(source.name, folder)
     assert folder is not None
     _check_folder(folder, source.config)
-    refused = NEVER_COPIED if not source.config.allow_pickle else (".onnx", ".h5", ".msgpack", ".gguf")
+    refused = NEVER_COPIED if not source.config.allow_pickle else (".py", ".onnx", ".h5", ".msgpack", ".gguf")
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         if file.suffix not in refused or (file.suffix == ".py" and source.config.trust_remote_code):
             shutil.copyfile(file, target / file.name)

@@ -34,13 +34,14 @@ def _contains(text: str, answer: Any) -> str | None:
 def _json(text: str, answer: Any) -> str | None:
     try:
         value = json.loads(text)
+        same = _same(value, answer)
     except (ValueError, RecursionError):
         return "not JSON"
     if type(value) is not type(answer):
         return "JSON of another type"
     if isinstance(value, dict) and set(value) != set(answer):
         return "wrong keys"
-    return None if _same(value, answer) else "wrong values"
+    return None if same else "wrong values"
 
 
 def _same(a: Any, b: Any) -> bool:
