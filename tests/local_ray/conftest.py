@@ -65,7 +65,7 @@ def small_manifest(folder: Path, *, prompts: int) -> Path:
     lines = (SHIPPED / "orders.jsonl").read_text().splitlines()[:prompts]
     (folder / "orders.jsonl").write_text("\n".join([*lines, too_long_row()]) + "\n")
     manifest = yaml.safe_load((SHIPPED / "quickstart.yaml").read_text())
-    next(s for s in manifest["stages"] if s["kind"] == "train")["epochs"] = 2
+    next(s for s in manifest["stages"] if s["kind"] == "train").update(epochs=2, checkpoint_every=4)
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(manifest, sort_keys=False))
     return path
