@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from largeforge_ray.types import RunEvent
 
-SHOWN = ("kept", "dropped", "failed", "loss", "tokens_per_s")
+SHOWN = ("kept", "dropped", "right", "wrong", "failed", "loss", "tokens_per_s")
 
 
 class Console:

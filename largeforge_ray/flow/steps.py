@@ -57,7 +57,9 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics
         samples=declared.samples,
     )
     prompts = count_rows(items.parent, items.stem)
-    rows = _farm(context, stage, items, [expand], teacher_row, prompts * declared.samples)
+    rows = _farm(
+        context, stage, items, [expand], teacher_row, prompts * declared.samples, ("kept", "dropped")
+    )
     write_teacher_rows(folder / "rows.parquet", rows)
     chats = kept_chats(rows, declared.keep)
     reasons = Counter(_reason(r) for r in rows if _reason(r))
@@ -99,7 +101,13 @@ def write_teacher_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _farm(
-    context: RunContext, stage: PlannedStage, items: Path, expands: list[Any], to_row: Any, total: int
+    context: RunContext,
+    stage: PlannedStage,
+    items: Path,
+    expands: list[Any],
+    to_row: Any,
+    total: int,
+    verdicts: tuple[str, str],
 ) -> list[dict[str, Any]]:
     """Run the farm over ``items`` once for each of ``expands``, with progress; returns all of the journal."""
     engine = context.engine()
@@ -109,11 +117,11 @@ def _farm(
 
     def on_batch(rows: list[dict[str, Any]]) -> None:
         for row in rows:
-            counts["failed" if row["failed"] else "kept" if row["kept"] else "dropped"] += 1
+            counts["failed" if row["failed"] else verdicts[not row["kept"]]] += 1
             counts["tokens"] += row["tokens"]
-        made = counts["failed"] + counts["kept"] + counts["dropped"]
+        made = counts["failed"] + counts[verdicts[0]] + counts[verdicts[1]]
         rate = round(counts["tokens"] / (time.monotonic() - started), 1)
-        numbers = {k: counts[k] for k in ("kept", "dropped", "failed")}
+        numbers = {k: counts[k] for k in (*verdicts, "failed")}
         context.emit(
             stage.name, "progress", {"done": done + made, "total": total, **numbers, "tokens_per_s": rate}
         )
@@ -199,7 +207,7 @@ def make_outcomes(context: RunContext, stage: PlannedStage, folder: Path) -> Met
         for name, expert in experts.items()
     ]
     total = count_rows(items.parent, items.stem) * len(experts)
-    made = _farm(context, stage, items, expands, outcome_row, total)
+    made = _farm(context, stage, items, expands, outcome_row, total, ("right", "wrong"))
     rows = write_outcomes(folder, made, read_rows(items.parent, items.stem))
     quality = {name: qualities(rows, name) for name in experts}
     metrics: Metrics = {"candidates": {}, "gains": {}}

@@ -56,7 +56,7 @@ def _number(text: str, answer: Any) -> str | None:
         return "no number"
     return (
         None
-        if math.isclose(float(found[-1].replace(",", "")), float(answer), rel_tol=1e-9)
+        if math.isclose(float(found[-1].replace(",", "")), float(answer), rel_tol=1e-12)
         else "wrong number"
     )
 
