@@ -95,14 +95,17 @@ def ray_session(say: Callable[[str], None]) -> Iterator[Session]:
         session.close()
 
 
+AGAIN = "interrupted; run the same command again to go on where it stopped"
+
+
 @contextmanager
-def polite_exit() -> Iterator[None]:
+def polite_exit(interrupted: str = AGAIN) -> Iterator[None]:
     """A ``ForgeError`` becomes one message and exit code 1, Ctrl-C and SIGTERM clean up and become 130."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on where it stopped", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(130)
     except ForgeError as error:
         print(f"error: {error}", file=sys.stderr)

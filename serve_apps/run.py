@@ -20,7 +20,7 @@ def main() -> None:
         "--max-replicas", type=int, default=1, help="engines an expert may grow to under load"
     )
     options = parser.parse_args()
-    with polite_exit(), ray_session(say) as session:
+    with polite_exit("the router has stopped"), ray_session(say) as session:
         from largeforge_ray.flow.doctor import require_port
         from serve_apps.forge import ForgeArgs
         from serve_apps.launch import newest_router, start, stop
