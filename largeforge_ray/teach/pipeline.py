@@ -8,6 +8,7 @@ dies is started again and skips what the journal holds. So each row is made once
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -64,6 +65,8 @@ def build_pipeline(items: Path, *, expand: Expand, to_row: ToRow, engine: Any, j
     context.enable_progress_bars = context.print_on_execution_start = False
     # Set after ray.data is loaded, which configures this logger anew.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Few rows left to make are no mistake.
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
     done = ray.put(journal.done())
     missing = partial(_missing, expand=expand, done=done)
     ask = partial(_ask, expand=expand, to_row=to_row, engine=engine, journal=journal)

@@ -47,8 +47,10 @@ def test_a_teacher_that_is_never_right_ends_the_run_with_its_reasons(forge: Forg
     rows = [{"prompt": f"Say {i}.", "answer": f"not {i}", "check": "exact"} for i in range(12)]
     (forge.folder / "hopeless.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     manifest = yaml.safe_load(forge.manifest.read_text())
-    manifest["stages"] = manifest["stages"][:2]
-    manifest["stages"][0] |= {"source": "hopeless.jsonl"}
+    prompts, teach = manifest["stages"][:2]
+    prompts |= {"name": "riddles", "source": "hopeless.jsonl"}
+    teach |= {"name": "guesses", "prompts": "riddles.train"}
+    manifest["stages"] = [prompts, teach]
     path = forge.folder / "hopeless.yaml"
     path.write_text(yaml.safe_dump(manifest))
     run = forge.command("run", str(path))
