@@ -1,0 +1,349 @@
+"""Better, beyond noise: intervals against independent computations, the gate, the probe, the preflight."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from largeforge_ray.config.stages import PromoteStage, TrainStage
+from largeforge_ray.errors import ConfigError, DataError, GateError, ModelError
+from largeforge_ray.evaluate import (
+    Interval,
+    bootstrap,
+    outcome_row,
+    outcome_work,
+    paired_gain,
+    qualities,
+    read_outcomes,
+    score,
+    write_outcomes,
+)
+from largeforge_ray.promote import check_adapter, check_settings, decide_gate, judge_probe
+from largeforge_ray.types import Generation, Sampling
+
+
+def hashes(number: int) -> list[str]:
+    return [f"{index:064x}" for index in range(number)]
+
+
+def drawn(share: float, number: int, seed: int) -> dict[str, float]:
+    values = (np.random.default_rng(seed).random(number) < share).astype(float)
+    return dict(zip(hashes(number), values.tolist(), strict=True))
+
+
+def graded(number: int, seed: int) -> dict[str, float]:
+    return dict(zip(hashes(number), np.random.default_rng(seed).random(number).tolist(), strict=True))
+
+
+def percentile_bootstrap(values: list[float], confidence: float) -> tuple[float, float]:
+    """The textbook definition with counts instead of draws: each resample is multinomial over the items."""
+    number = len(values)
+    rng = np.random.default_rng(12345)
+    counts = rng.multinomial(number, np.full(number, 1 / number), size=20_000)
+    means = np.sort(counts @ np.asarray(values) / number)
+    tail = (1 - confidence) / 2
+    return float(np.percentile(means, 100 * tail)), float(np.percentile(means, 100 * (1 - tail)))
+
+
+@pytest.mark.parametrize(("number", "confidence"), [(60, 0.95), (25, 0.8), (120, 0.99)])
+def test_a_score_has_the_interval_of_the_percentile_bootstrap(number: int, confidence: float) -> None:
+    quality = graded(number, seed=1)
+    found = score(quality, confidence=confidence)
+    values = list(quality.values())
+    assert found.mean == pytest.approx(np.mean(values))
+    assert (found.low, found.high) == pytest.approx(percentile_bootstrap(values, confidence), abs=0.005)
+    assert (found.confidence, found.n) == (confidence, number)
+
+
+def test_a_paired_gain_has_the_interval_of_the_bootstrap_of_the_differences() -> None:
+    base, tuned = graded(80, seed=2), graded(80, seed=3)
+    found = paired_gain(tuned, base, confidence=0.9)
+    differences = [tuned[item] - base[item] for item in base]
+    assert found.mean == pytest.approx(np.mean(differences))
+    assert (found.low, found.high) == pytest.approx(percentile_bootstrap(differences, 0.9), abs=0.005)
+
+
+def test_a_few_items_have_the_interval_of_all_their_resamples() -> None:
+    values = [0.0, 0.3, 0.55, 1.0]
+    means = [np.mean(each) for each in itertools.product(values, repeat=4)]
+    found = score(dict(zip(hashes(4), values, strict=True)), confidence=0.8)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.1, 0.9])), abs=0.03)
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 200)
+    intervals = [score(drawn(0.4, 60, seed), confidence=0.9, seed=seed) for seed in range(200)]
+    covered = sum(each.low <= 0.4 <= each.high for each in intervals) / 200
+    # Of 200 trials at 90%, 84% is three standard errors away.
+    assert 0.84 < covered < 0.96
+
+
+def test_a_higher_confidence_is_a_wider_interval() -> None:
+    quality = drawn(0.5, 50, seed=4)
+    narrow, wide = score(quality, confidence=0.6), score(quality, confidence=0.99)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+
+
+def test_pairing_sees_a_small_gain_that_two_scores_do_not() -> None:
+    base = drawn(0.5, 100, seed=5)
+    missed = [item for item, quality in base.items() if quality == 0.0][:10]
+    tuned = base | dict.fromkeys(missed, 1.0)
+    gain = paired_gain(tuned, base, confidence=0.95)
+    assert gain.mean == pytest.approx(0.1)
+    assert gain.low > 0
+    assert score(tuned, confidence=0.95).low < score(base, confidence=0.95).high
+
+
+def test_the_same_outcomes_in_any_order_give_the_same_interval_and_another_seed_another() -> None:
+    base, tuned = graded(40, seed=6), graded(40, seed=7)
+    turned, turned_base = dict(reversed(tuned.items())), dict(reversed(base.items()))
+    first = score(tuned, confidence=0.95, seed=3)
+    assert score(turned, confidence=0.95, seed=3) == first
+    gain = paired_gain(tuned, base, confidence=0.95, seed=3)
+    assert paired_gain(turned, turned_base, confidence=0.95, seed=3) == gain
+    other = score(tuned, confidence=0.95, seed=4)
+    assert other.mean == first.mean
+    assert other != first
+
+
+def test_one_item_and_equal_experts_have_no_width() -> None:
+    assert score({"a": 1.0}, confidence=0.95) == Interval(1.0, 1.0, 1.0, 0.95, 1)
+    assert paired_gain({"a": 1.0}, {"a": 0.0}, confidence=0.95) == Interval(1.0, 1.0, 1.0, 0.95, 1)
+    same = drawn(0.5, 30, seed=8)
+    assert paired_gain(same, dict(same), confidence=0.95) == Interval(0.0, 0.0, 0.0, 0.95, 30)
+
+
+def test_outcomes_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(DataError, match="no outcomes to average; evaluate at least one item"):
+        score({}, confidence=0.95)
+    with pytest.raises(
+        DataError, match=r"^3 items were answered by one expert only; .* the same items for both"
+    ):
+        paired_gain({"a": 1.0, "b": 1.0}, {"b": 1.0, "c": 0.0, "d": 0.0}, confidence=0.95)
+
+
+# The gate.
+
+
+@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1), st.floats(-1, 1))
+@settings(deadline=None)
+def test_the_gate_passes_only_if_the_whole_interval_lies_above(
+    mean: float, below: float, above: float, min_gain: float
+) -> None:
+    gain = Interval(mean, mean - below, mean + above, 0.95, 40)
+    decision = decide_gate(gain, min_gain=min_gain)
+    assert decision.passed == (min_gain < mean - below)
+
+
+def test_the_gate_says_the_numbers_that_decided() -> None:
+    gain = Interval(0.25, 0.1, 0.4, 0.95, 40)
+    passed, failed = decide_gate(gain, min_gain=0.05), decide_gate(gain, min_gain=0.1)
+    assert passed.reason == "gain +0.250 [+0.100, +0.400] on 40 items lies above +0.050"
+    assert not failed.passed
+    assert failed.reason.startswith(
+        "gain +0.250 [+0.100, +0.400] on 40 items does not lie above min_gain +0.100"
+    )
+    assert failed.reason.endswith("; train on more rows or lower gate.min_gain")
+
+
+def test_an_expert_that_is_no_better_does_not_pass() -> None:
+    same = drawn(0.5, 30, seed=9)
+    assert not decide_gate(paired_gain(same, same, confidence=0.95), min_gain=0.0).passed
+
+
+# The probe.
+
+BASE = [Generation(f"p{number}", f"answer {number}", mean_logprob=-0.5) for number in range(3)]
+
+
+def test_the_probe_counts_the_answers_that_the_adapter_changed() -> None:
+    louder = [replace(one, mean_logprob=-0.4) for one in BASE]
+    assert judge_probe(BASE, louder) == 3  # the same words, but not by the same weights
+    assert judge_probe(BASE, [BASE[0], replace(BASE[1], text="other"), BASE[2]]) == 1
+
+
+def test_an_adapter_that_changes_nothing_is_not_promoted() -> None:
+    same = [replace(one, request_id=f"again-{one.request_id}", seconds=9.0) for one in BASE]
+    with pytest.raises(GateError, match="changes nothing: 3 of 3 probe answers equal the base model's"):
+        judge_probe(BASE, same)
+
+
+def test_an_expert_that_fails_on_a_probe_is_not_promoted() -> None:
+    failed = [BASE[0], Generation("p1", error="adapter rank 32 is above 16"), BASE[2]]
+    with pytest.raises(
+        GateError, match=r"failed on a probe prompt: adapter rank 32 is above 16; .* not promoted"
+    ):
+        judge_probe(BASE, failed)
+
+
+# The preflight.
+
+PAIR = {
+    "base_model.model.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((4, 8), np.float32),
+    "base_model.model.layers.0.self_attn.q_proj.lora_B.weight": np.zeros((8, 4), np.float32),
+}
+
+
+def adapter(folder: Path, config: Any = None, weights: Any = PAIR) -> Path:
+    folder = folder / "adapter"
+    folder.mkdir()
+    settings = {"r": 4, "lora_alpha": 16, "modules_to_save": None} if config is None else config
+    (folder / "adapter_config.json").write_text(
+        settings if isinstance(settings, str) else json.dumps(settings)
+    )
+    save_file(weights, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_a_good_adapter_passes_up_to_its_own_rank(tmp_path: Path) -> None:
+    folder = adapter(tmp_path)
+    assert check_adapter(folder, max_lora_rank=16)["lora_alpha"] == 16
+    assert check_adapter(folder, max_lora_rank=4)["r"] == 4
+    with pytest.raises(ModelError, match="rank 4, above max_lora_rank 3; raise max_lora_rank"):
+        check_adapter(folder, max_lora_rank=3)
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "said"),
+    [
+        ("{", PAIR, r"no readable adapter_config\.json: .*; train it again"),
+        ({}, PAIR, "has rank None"),
+        ({"r": "4"}, PAIR, "has rank 4"),
+        ({"r": 4, "modules_to_save": ["lm_head"]}, PAIR, r"replaces whole modules \['lm_head'\]; the engine"),
+        ({"r": 4}, {"model.embed.weight": np.zeros(2)}, "holds no LoRA pairs; train it again"),
+        ({"r": 4}, dict(list(PAIR.items())[:1]), "holds no LoRA pairs; train it again"),
+        ({"r": 4}, dict(list(PAIR.items())[1:]), "holds no LoRA pairs; train it again"),
+    ],
+)
+def test_an_adapter_that_the_engine_cannot_load_is_refused(
+    tmp_path: Path, config: Any, weights: Any, said: str
+) -> None:
+    with pytest.raises(ModelError, match=f"^adapter adapter .*{said}"):
+        check_adapter(adapter(tmp_path, config, weights), max_lora_rank=16)
+
+
+def test_an_adapter_with_damaged_or_missing_files_is_refused(tmp_path: Path) -> None:
+    folder = adapter(tmp_path)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(ModelError, match=r"has no readable weights: .*; train it again"):
+        check_adapter(folder, max_lora_rank=16)
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"has no readable weights: .*; train it again"):
+        check_adapter(folder, max_lora_rank=16)
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ModelError, match=r"no readable adapter_config\.json"):
+        check_adapter(folder, max_lora_rank=16)
+
+
+def test_a_rank_that_could_not_be_served_is_refused_before_it_is_trained() -> None:
+    train = TrainStage.model_validate(
+        {"name": "tuned", "kind": "train", "data": "rows", "lora": {"rank": 32}}
+    )
+    promote = {"name": "live", "kind": "promote", "candidate": "tuned", "gate": {"outcomes": "outcomes"}}
+    check_settings(PromoteStage.model_validate(promote | {"max_lora_rank": 32}), train)
+    with pytest.raises(
+        ConfigError, match=r"rank 32 of stage 'tuned' exceeds max_lora_rank 16 of 'live'; raise"
+    ):
+        check_settings(PromoteStage.model_validate(promote), train)
+
+
+# The outcome matrix.
+
+EXPERTS = {"base": ("a" * 64, None), "tuned": ("b" * 64, "/adapters/tuned")}
+GREEDY = Sampling(max_tokens=40, seed=0)
+COLUMNS = "item_id item_hash task expert expert_key sample answer quality metric confidence prompt_tokens"
+COLUMNS += " completion_tokens seconds cost error"
+
+
+def item(number: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"{number} + 1?"}]
+    answer = {"sum": number + 1}
+    return {"item_id": str(number), "item_hash": hashes(9)[number], "messages": messages,
+            "answer": answer, "check": "json"}  # fmt: skip
+
+
+def work(number: int, experts: Any = EXPERTS, sampling: Sampling = GREEDY) -> list[Any]:
+    return outcome_work(item(number), experts=experts, task="sums", sampling=sampling)
+
+
+def right(number: int) -> Generation:
+    return Generation("x", json.dumps({"sum": number + 1}), "stop", 9, 6, 0.5, mean_logprob=-0.25)
+
+
+def test_every_candidate_answers_every_item_with_its_own_weights() -> None:
+    base, tuned = work(3)
+    assert (base.request.adapter, tuned.request.adapter) == (None, "/adapters/tuned")
+    assert base.request.messages == tuned.request.messages == tuple(item(3)["messages"])
+    assert base.request.sampling == tuned.request.sampling == GREEDY
+    assert base.row_key == base.request.request_id != tuned.row_key == tuned.request.request_id
+
+
+def test_an_outcomes_key_follows_the_item_the_weights_and_the_sampling() -> None:
+    known = {one.row_key for one in work(3)}
+    renamed = {"model": ("a" * 64, None), "expert": ("b" * 64, "/elsewhere/tuned")}
+    assert {one.row_key for one in work(3, renamed)} == known
+    others = [
+        work(4),
+        work(3, sampling=replace(GREEDY, seed=1)),
+        work(3, sampling=replace(GREEDY, max_tokens=9)),
+    ]
+    assert not known & {one.row_key for each in others for one in each}
+    assert {one.row_key for one in work(3, EXPERTS | {"tuned": ("c" * 64, "/adapters/tuned")})} & known == {
+        work(3)[0].row_key
+    }
+
+
+def test_an_answer_scores_by_its_check_and_an_error_scores_nothing() -> None:
+    base = work(3)[0]
+    good = outcome_row(base, right(3))
+    assert (good["quality"], good["metric"], good["error"]) == (1.0, "json", None)
+    assert good["confidence"] == pytest.approx(math.exp(-0.25))
+    assert (good["expert"], good["expert_key"], good["task"]) == ("base", "a" * 64, "sums")
+    assert outcome_row(base, right(4))["quality"] == 0.0
+    failed = outcome_row(base, replace(right(3), error="prompt too long", mean_logprob=None))
+    assert (failed["quality"], failed["confidence"], failed["error"]) == (0.0, None, "prompt too long")
+
+
+def test_outcomes_survive_their_file_in_an_order_of_their_own(tmp_path: Path) -> None:
+    rows = []
+    for number in (2, 0, 1):
+        base, tuned = work(number)
+        rows.append(outcome_row(tuned, right(number)))
+        rows.append(outcome_row(base, right(9) if number else Generation("x", error="lost")))
+    written = write_outcomes(tmp_path, iter(rows), [item(number) for number in range(3)])
+    read = read_outcomes(tmp_path)
+    assert read == [{name: row[name] for name in COLUMNS.split()} for row in written]
+    assert [(row["item_id"], row["expert"]) for row in read] == [
+        (str(number), name) for number in range(3) for name in ("base", "tuned")
+    ]
+    assert qualities(read, "tuned") == dict.fromkeys(hashes(3), 1.0)
+    assert qualities(read, "base") == dict.fromkeys(hashes(3), 0.0)
+    assert qualities(read, "other") == {}
+    assert [row["error"] for row in read if row["expert"] == "base"] == ["lost", None, None]
+    again = tmp_path / "again"
+    again.mkdir()
+    write_outcomes(again, reversed(rows), [item(number) for number in range(3)])
+    assert read_outcomes(again) == read
+    gain = paired_gain(qualities(read, "tuned"), qualities(read, "base"), confidence=0.95)
+    assert asdict(gain) == {"mean": 1.0, "low": 1.0, "high": 1.0, "confidence": 0.95, "n": 3}
+
+
+def test_the_items_lie_beside_their_outcomes(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    rows = [outcome_row(one, right(3)) for one in work(3)]
+    write_outcomes(tmp_path, rows, [item(3)])
+    assert pq.read_table(tmp_path / "items.parquet").to_pylist() == [
+        {"item_id": "3", "item_hash": hashes(9)[3], "prompt": "3 + 1?", "answer": '{"sum": 4}'}
+    ]
