@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,17 @@ def _load(manifest: Path, store_url: str | None) -> tuple[Any, Any]:
     return loaded, open_store(store_url or loaded.store)
 
 
-def show_plan(manifest: Path, store_url: str | None) -> None:
-    from largeforge_ray.flow import check_resources, make_plan
+def _check_here(plan: Any, store: Any) -> None:
+    """Whether this machine can hold the plan; a cluster's nodes are Ray's to judge."""
+    from largeforge_ray.flow import check_resources
     from largeforge_ray.models import detect
+
+    if not os.environ.get("RAY_ADDRESS"):
+        check_resources(plan, detect(store.local_root))
+
+
+def show_plan(manifest: Path, store_url: str | None) -> None:
+    from largeforge_ray.flow import make_plan
 
     loaded, store = _load(manifest, store_url)
     plan = make_plan(loaded, store, manifest.parent)
@@ -34,14 +43,13 @@ def show_plan(manifest: Path, store_url: str | None) -> None:
         needs = f"{s.resources['cpus']:>5.0f}{s.resources['memory_gib']:>6.1f} GiB"
         click.echo(f"{s.name:<12}{s.kind:<10}{s.key[:16]:<18}{state:<9}{needs}   {', '.join(s.inputs)}")
     click.echo(f"{len(plan.missing)} of {len(plan.stages)} stages would run, in store {store.url}")
-    check_resources(plan, detect(store.local_root))
+    _check_here(plan, store)
 
 
 def run_manifest(manifest: Path, store_url: str | None) -> Any:
     """Run a manifest with progress; returns the ``RunResult``."""
     from actors import ray_session, start_board, start_engine
-    from largeforge_ray.flow import Tools, check_resources, make_plan, run_plan
-    from largeforge_ray.models import detect
+    from largeforge_ray.flow import Tools, make_plan, run_plan
     from largeforge_ray.observe import write_report
     from train_jobs.console import Console
 
@@ -50,7 +58,7 @@ def run_manifest(manifest: Path, store_url: str | None) -> Any:
     plan = make_plan(loaded, store, manifest.parent)
     console = Console()
     console.say(f"{loaded.name}: {len(plan.missing)} of {len(plan.stages)} stages to run, store {store.url}")
-    check_resources(plan, detect(store.local_root))
+    _check_here(plan, store)
     try:
         with ray_session(console.say) as session:
             tools = Tools(session.connect, start_engine, start_board, console.listen)

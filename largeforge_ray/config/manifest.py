@@ -6,7 +6,15 @@ import difflib
 
 from pydantic import Field
 
-from largeforge_ray.config.stages import EvaluateStage, PromoteStage, Stage, StageBase, Strict
+from largeforge_ray.config.stages import (
+    PARTS,
+    EvaluateStage,
+    PromoteStage,
+    Stage,
+    StageBase,
+    Strict,
+    TeachStage,
+)
 
 PRODUCES_ROWS = {"prompts": "dataset", "data": "dataset", "items": "dataset"}
 """Which artifact kind a reference field must lead to; candidates lead to adapters, gates to outcomes."""
@@ -86,6 +94,8 @@ def _check_reference(
         )
     if target != ref and wanted != "dataset":
         raise ReferenceProblem(path, f"'{ref}' names a part, but only datasets have parts; write '{target}'")
+    if field in PARTS:
+        _check_part(path, stages[index[target]], field, ref)
     if isinstance(stage, PromoteStage) and field == "gate.outcomes":
         outcomes = stages[index[target]]
         needed = ["base", stage.candidate]
@@ -96,6 +106,17 @@ def _check_reference(
                 f"gate compares base with '{stage.candidate}', but '{target}' does not evaluate "
                 f"{', '.join(missing)}; add it to {target}.candidates",
             )
+
+
+def _check_part(path: tuple[str | int, ...], source: StageBase, field: str, ref: str) -> None:
+    if (ref.partition(".")[2] or PARTS[field]) != "test":
+        return
+    if field == "data":
+        raise ReferenceProblem(path, f"'{ref}' holds items to test on; train on '{source.name}.train'")
+    if isinstance(source, TeachStage):
+        raise ReferenceProblem(
+            path, f"'{source.name}' makes rows to train on and holds none out; name a dataset stage"
+        )
 
 
 def _topological(stages: list[Stage], index: dict[str, int]) -> list[Stage]:

@@ -16,6 +16,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 Ref = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}(\.(train|test))?$")]
 
 
+PARTS = {"prompts": "train", "data": "train", "items": "test"}
+"""The part of a dataset that a reference means when it names none: nothing trains on what it is tested on."""
+
+
 class Strict(BaseModel):
     """A frozen schema that refuses unknown keys and silent conversions ("3" is not 3)."""
 

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.manifest import Manifest
-from largeforge_ray.config.stages import DatasetStage, PromoteStage, StageBase, TrainStage
+from largeforge_ray.config.stages import (
+    PARTS,
+    DatasetStage,
+    EvaluateStage,
+    PromoteStage,
+    StageBase,
+    TrainStage,
+)
 from largeforge_ray.data.ingest import content_identity
-from largeforge_ray.errors import ResourceError
+from largeforge_ray.errors import ConfigError, ResourceError
 from largeforge_ray.models.hardware import Hardware
 from largeforge_ray.models.source import ModelSource, locate
 from largeforge_ray.promote.preflight import check_settings
 from largeforge_ray.store import Store, artifact_key
-
-PARTS = {"prompts": "train", "data": "train", "items": "test"}
-"""The part of a dataset that a reference means when it names none: nothing trains on what it is tested on."""
 
 ENGINE_GIB, TRAINER_GIB, CLUSTER_GIB = 3.5, 2.5, 1.5
 """Memory beside the weights of an engine (1 GiB of it KV cache), a training worker, and Ray itself."""
@@ -97,14 +101,18 @@ def _plan_stage(
         trained = manifest.stage(stage.candidate)
         assert isinstance(trained, TrainStage)
         check_settings(stage, trained)
+        # It becomes the expert's name.
+        config["candidate"] = stage.candidate
     references = stage.references()
     names = [ref.split(".")[0] for ref in references.values()]
     if stage.uses_model:
         names.append("base")
         config["max_model_len"] = manifest.model.max_model_len
     config["inputs"] = {f: _input(stage, f, planned[ref.split(".")[0]].key) for f, ref in references.items()}
-    if "candidates" in type(stage).model_fields:
-        config["candidates"] = [planned[c].key[:16] for c in getattr(stage, "candidates")]  # noqa: B009
+    if isinstance(stage, EvaluateStage):
+        # Names stand in the outcome rows, so a renamed candidate is another outcome matrix.
+        config["candidates"] = _candidates(stage, planned)
+        config["task"] = stage.items.partition(".")[0]
     parents = tuple(dict.fromkeys(planned[n].key for n in names))
     kind: str = config["kind"]
     key = artifact_key(stage.artifact_kind, config, parents)
@@ -112,6 +120,20 @@ def _plan_stage(
     needs = _resources(kind, weights_gib, getattr(stage, "workers", 1))
     inputs = tuple(dict.fromkeys(names))
     return PlannedStage(stage.name, kind, stage.artifact_kind, key, parents, inputs, cached, config, needs)
+
+
+def _candidates(stage: EvaluateStage, planned: dict[str, PlannedStage]) -> dict[str, str]:
+    """Name -> key. Two of one key would be one expert under two names, each answer counted once."""
+    names: dict[str, str] = {}
+    for name in stage.candidates:
+        key = planned[name].key[:16]
+        if key in names:
+            raise ConfigError(
+                f"candidates '{names[key]}' and '{name}' of stage '{stage.name}' are one artifact ({key}): "
+                "they have the same settings and data; change a setting such as seed, or leave one out"
+            )
+        names[key] = name
+    return {name: key for key, name in names.items()}
 
 
 def _input(stage: StageBase, field_name: str, key: str) -> str:

@@ -144,6 +144,23 @@ def test_a_setting_changes_the_keys_of_its_stage_and_of_what_depends_on_it(
     assert changed(planned(home, store), planned(home, store, old, new)) == affected
 
 
+def test_a_renamed_expert_is_measured_and_promoted_under_its_new_name(home: Path, store: Store) -> None:
+    renamed = make_plan(parse_manifest(MANIFEST.replace("tuned", "smart")), store, home)
+    before, after = keys(planned(home, store)), keys(renamed)
+    assert after["smart"] == before["tuned"]
+    assert after["outcomes"] != before["outcomes"]
+    assert after["live"] != before["live"]
+
+
+def test_one_artifact_under_two_names_is_refused(home: Path, store: Store) -> None:
+    twin = "  - {name: twin, kind: train, data: rows, lora: {rank: 8}, workers: 1}\n  - name: live\n"
+    text = MANIFEST.replace("  - name: live\n", twin).replace("[base, tuned]", "[base, tuned, twin]")
+    with pytest.raises(
+        ConfigError, match="candidates 'tuned' and 'twin' of stage 'outcomes' are one artifact"
+    ):
+        make_plan(parse_manifest(text), store, home)
+
+
 def test_what_is_written_out_is_the_same_as_what_is_meant(home: Path, store: Store) -> None:
     plan = planned(home, store)
     for old, new in [
