@@ -101,13 +101,18 @@ def prepare(forge: Forge, folder: Path, *, present: list[str], stages: int) -> P
     return path
 
 
-def strike(run: Attempt, victim: str) -> None:
+def strike(run: Attempt, victim: str) -> list[psutil.Process]:
+    """Kill -9; returns the run's processes, none of which may outlive it for long."""
     family = run.family()
     os.kill(run.process.pid if victim == "driver" else run.find(victim).pid, signal.SIGKILL)
     if victim == "driver":
         run.process.wait(10)
-        left = psutil.wait_procs(family, timeout=ORPHANS_GONE_WITHIN_S)[1]
-        assert [" ".join(p.cmdline())[:80] for p in left if p.is_running()] == []
+    return family
+
+
+def assert_gone(family: list[psutil.Process], within_s: float) -> None:
+    left = psutil.wait_procs(family, timeout=within_s)[1]
+    assert [" ".join(p.cmdline())[:80] for p in left if p.is_running()] == []
 
 
 def assert_same(store: Store, reference: Store, names: list[str]) -> None:

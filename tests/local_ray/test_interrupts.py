@@ -6,11 +6,10 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from largeforge_ray.store import open_store
-from tests.local_ray._chaos import GONE_WITHIN_S, assert_same, attempt, prepare
+from tests.local_ray._chaos import GONE_WITHIN_S, assert_gone, assert_same, attempt, prepare
 from tests.local_ray.conftest import Forge
 from tests.local_ray.test_kills import NAMES, done
 
@@ -36,8 +35,7 @@ def test_an_interrupted_run_leaves_nothing_and_goes_on(
     family = run.family()
     send(run.process.pid)
     assert run.finish(60) == 130
-    left = psutil.wait_procs(family, timeout=GONE_WITHIN_S)[1]
-    assert [" ".join(p.cmdline())[:80] for p in left if p.is_running()] == []
+    assert_gone(family, GONE_WITHIN_S)
     console = run.log.read_text()
     assert console.rstrip().endswith("interrupted; run the same command again to go on where it stopped")
     assert "Traceback" not in console

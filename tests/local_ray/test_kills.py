@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from largeforge_ray.store import open_store
-from tests.local_ray._chaos import assert_same, attempt, prepare, strike, table
+from tests.local_ray._chaos import (
+    ORPHANS_GONE_WITHIN_S,
+    assert_gone,
+    assert_same,
+    attempt,
+    prepare,
+    strike,
+    table,
+)
 from tests.local_ray.conftest import Forge
 
 __all__ = ["table"]
@@ -60,7 +68,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(
     manifest = prepare(forge, tmp_path, present=NAMES[:place], stages=max(place, 1))
     run = attempt(tmp_path, manifest)
     run.wait_for(moment)
-    strike(run, victim)
+    family = strike(run, victim)
     began = time.monotonic()
     if victim == "driver":
         run = attempt(tmp_path, manifest)
@@ -71,6 +79,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(
     console = run.log.read_text()
     assert code == 0, console
     assert "Traceback" not in console
+    assert_gone(family, ORPHANS_GONE_WITHIN_S)
     names = NAMES[: max(place, 1) + 1]
     assert_same(open_store(run.store), open_store(forge.store), names)
     if found := re.findall(r"resumed at step \d+|\d+ rows were already in the journal", console):
