@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,8 +55,9 @@ class Session:
             options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
+            _knock(address)
             context = ray.init(address=address or "local", **options)
-        except ConnectionError as error:
+        except OSError as error:
             raise ResourceError(
                 f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; "
                 "start it, correct the address or unset it"
@@ -77,6 +79,13 @@ class Session:
 
             ray.shutdown()
         self.connected = self.started_here = False
+
+
+def _knock(address: str | None) -> None:
+    """Raise ``OSError`` if nothing listens at ``host:port``: Ray itself tries for two minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _protect_token() -> None:

@@ -61,6 +61,8 @@ def run_manifest(manifest: Path, store_url: str | None) -> Any:
     _check_here(plan, store)
     try:
         with ray_session(console.say) as session:
+            if plan.missing and os.environ.get("RAY_ADDRESS"):
+                session.connect()  # a wrong address is better told before work is done than after
             tools = Tools(session.connect, start_engine, start_board, console.listen)
             result = run_plan(plan, loaded, store, tools=tools)
     finally:
@@ -76,6 +78,8 @@ def show(store_url: str, key: str | None) -> None:
 
     store = open_store(store_url)
     if key is None:
+        if not any(True for _ in store.artifacts()):
+            click.echo(f"store {store.url} holds no artifacts; make some with: largeforge run MANIFEST")
         for a in sorted(store.artifacts(), key=lambda a: a.created):
             click.echo(f"{a.created}  {a.kind:<9}{a.key[:16]}  {a.name}")
         return

@@ -30,10 +30,10 @@ def check_adapter(folder: Path, *, max_lora_rank: int) -> dict[str, Any]:
         raise ModelError(
             f"adapter {folder.name} has no readable adapter_config.json: {error}; train it again"
         ) from None
-    rank = config.get("r")
-    if not isinstance(rank, int) or rank > max_lora_rank:
+    rank = config.get("r") if isinstance(config, dict) else None
+    if not isinstance(rank, int) or not 1 <= rank <= max_lora_rank:
         raise ModelError(
-            f"adapter {folder.name} has rank {rank}, above max_lora_rank {max_lora_rank}; raise max_lora_rank"
+            f"adapter {folder.name} has rank {rank}, outside 1..{max_lora_rank}; raise max_lora_rank"
         )
     if config.get("modules_to_save"):
         raise ModelError(

@@ -45,6 +45,8 @@ def kept_chats(rows: Any, keep: str) -> list[dict[str, Any]]:
         if row["error"] or (keep == "verified" and not row["verdict"]["kept"]):
             continue
         text = row["text"].strip()
+        if not text:
+            continue
         chats[row["item_hash"], text] = {
             "item_id": row["prompt_id"],
             "item_hash": row["item_hash"],

@@ -164,8 +164,10 @@ def test_a_store_that_cannot_be_opened_is_one_line(typed: Typed, home: Path, wor
     assert "nosuch://x" in refused(typed, *words, "--store", "nosuch://x/y")
 
 
-def test_an_empty_store_has_nothing_to_show(typed: Typed, home: Path) -> None:
-    assert typed("show") == (0, "", "")
+def test_an_empty_store_says_how_to_fill_it(typed: Typed, home: Path) -> None:
+    code, out, err = typed("show")
+    assert (code, err) == (0, "")
+    assert out.endswith("holds no artifacts; make some with: largeforge run MANIFEST\n")
     assert "no artifact" in refused(typed, "show", "rows")
     assert "no artifact" in refused(typed, "lineage", "abcd1234")
     message = refused(typed, "report")
