@@ -1,0 +1,28 @@
+"""Two runs of one manifest on one store at the same time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from largeforge_ray.store import open_store
+from tests.local_ray.conftest import largeforge, small_manifest
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_the_model_is_converted_once_and_both_runs_stand_on_it(tmp_path: Path) -> None:
+    path = small_manifest(tmp_path, prompts=12)
+    manifest = yaml.safe_load(path.read_text())
+    manifest["stages"] = manifest["stages"][:1]
+    path.write_text(yaml.safe_dump(manifest))
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(lambda _: largeforge("run", str(path), cwd=tmp_path, timeout=200), range(2)))
+    assert [run.code for run in runs] == [0, 0], runs
+    assert sorted("base       cached" in run.out for run in runs) == [False, True]
+    store = open_store(tmp_path / "forge")
+    assert sorted(a.name for a in store.artifacts()) == ["base", "prompts"]
+    store.fetch(store.get("base"))
