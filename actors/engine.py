@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from largeforge_ray.models.engine import Engine, EngineDied
@@ -17,7 +18,13 @@ class EngineActor:
     """One engine in its own process. Calls in flight are repeated after a restart."""
 
     def __init__(self, model_dir: str, max_model_len: int, max_lora_rank: int | None) -> None:
-        self._engine = Engine(model_dir, max_model_len=max_model_len, max_lora_rank=max_lora_rank)
+        start = partial(Engine, model_dir, max_model_len=max_model_len, max_lora_rank=max_lora_rank)
+        try:
+            self._engine = start()
+        except RuntimeError:
+            # A core that was killed while it started looks like one that cannot start; a second failure tells,
+            # and Ray restarts no actor whose constructor raises.
+            self._engine = start()
 
     async def start_seconds(self) -> float:
         return self._engine.start_seconds

@@ -72,13 +72,19 @@ def _ensure(context: RunContext, stage: PlannedStage) -> bool:
             context.emit(stage.name, "failed", message="interrupted; run the same command again to go on")
             raise
         except Exception as error:
-            # Whatever a library raised, the user gets the stage and the cause in one line.
+            # Whatever a library raised, the user gets the stage and the cause in one line, the record all of it.
             context.emit(stage.name, "failed", message=f"{type(error).__name__}: {error}")
-            raise StageError(f"stage '{stage.name}' failed: {type(error).__name__}: {error}") from error
+            raise StageError(f"stage '{stage.name}' failed: {_cause(error)}") from error
         seconds = artifact.cost.get("seconds", 0.0)
         numbers = dict(artifact.metrics) | {"seconds": seconds, "phases": artifact.cost.get("phases", {})}
         context.emit(stage.name, "finished", numbers, f"{artifact.kind} {artifact.key[:16]}")
         return True
+
+
+def _cause(error: Exception) -> str:
+    """The last line: errors that crossed a Ray process carry the trace of the other side before it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if len(lines) > 1 else f"{type(error).__name__}: {error}"
 
 
 def _execute(context: RunContext, stage: PlannedStage) -> Artifact:
