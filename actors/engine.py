@@ -22,8 +22,8 @@ class EngineActor:
         try:
             self._engine = start()
         except RuntimeError:
-            # A core that was killed while it started looks like one that cannot start; a second failure tells,
-            # and Ray restarts no actor whose constructor raises.
+            # A core that was killed while it started looks like one that cannot start: a second failure
+            # tells. Ray restarts no actor whose constructor raises.
             self._engine = start()
 
     async def start_seconds(self) -> float:

@@ -72,7 +72,7 @@ def _ensure(context: RunContext, stage: PlannedStage) -> bool:
             context.emit(stage.name, "failed", message="interrupted; run the same command again to go on")
             raise
         except Exception as error:
-            # Whatever a library raised, the user gets the stage and the cause in one line, the record all of it.
+            # Whatever a library raised, the user gets the stage and one line, the record gets all.
             context.emit(stage.name, "failed", message=f"{type(error).__name__}: {error}")
             raise StageError(f"stage '{stage.name}' failed: {_cause(error)}") from error
         seconds = artifact.cost.get("seconds", 0.0)
