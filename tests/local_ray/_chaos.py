@@ -54,7 +54,7 @@ class Attempt:
 
     def find(self, title: str) -> psutil.Process:
         """A process of this run by its title; the engine and the workers name themselves."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             for process in self.family():
                 try:
