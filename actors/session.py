@@ -111,6 +111,8 @@ AGAIN = "interrupted; run the same command again to go on where it stopped"
 def polite_exit(interrupted: str = AGAIN) -> Iterator[None]:
     """A ``ForgeError`` becomes one message and exit code 1, Ctrl-C and SIGTERM clean up and become 130."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # A shell starts background jobs with SIGINT ignored; whoever sends one all the same means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:

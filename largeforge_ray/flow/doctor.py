@@ -142,7 +142,9 @@ LlamaForCausalLM(LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=1
     num_attention_heads=2, max_position_embeddings=256)).save_pretrained(folder)
 from vllm import LLM, SamplingParams, __version__
 from largeforge_ray.models.hardware import engine_args
-llm = LLM(skip_tokenizer_init=True, **engine_args(folder, max_model_len=64))
+settings = engine_args(folder, max_model_len=64)
+settings.pop("enable_log_requests")  # the asynchronous engine's alone
+llm = LLM(skip_tokenizer_init=True, **settings)
 sampling = SamplingParams(max_tokens=4, detokenize=False)
 out = llm.generate({"prompt_token_ids": [1, 2, 3]}, sampling, use_tqdm=False)
 assert out[0].outputs[0].token_ids
