@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-unit test-all lint bench lock clean
+.PHONY: help quickstart test test-unit test-all lint bench bench-train lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lint: $(VENV)/.installed ## ruff and mypy, nothing is changed
 bench: $(VENV)/.installed ## measure the ratios on this machine, one benchmark after the other
 	@set -e; for file in benchmarks/[a-z]*.py; do \
 	  echo "== $$file"; $(PYTHON) -m "benchmarks.$$(basename "$$file" .py)"; done
+
+bench-train: $(VENV)/.installed ## the training ratios only; needs ./forge from a run
+	$(PYTHON) -m benchmarks.train_ratios
 
 lock: $(VENV)/.installed ## write requirements/cpu.txt anew (UPGRADE=1: newest versions)
 	@requirements/bootstrap.sh lock $(VENV)

@@ -12,6 +12,16 @@ from __future__ import annotations
 
 from actors.board import RunBoard, start_board
 from actors.engine import EngineActor, start_engine
+from actors.pack import start_pack
 from actors.session import Session, polite_exit, ray_session
 
-__all__ = ["EngineActor", "RunBoard", "Session", "polite_exit", "ray_session", "start_board", "start_engine"]
+__all__ = [
+    "EngineActor",
+    "RunBoard",
+    "Session",
+    "polite_exit",
+    "ray_session",
+    "start_board",
+    "start_engine",
+    "start_pack",
+]

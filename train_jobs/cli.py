@@ -123,13 +123,18 @@ def quickstart(port: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit: 0 done, 1 an error of the user's or the run's, 2 usage, 130 interrupted."""
     with polite_exit():
-        try:
-            cli.main(args=arguments, standalone_mode=False)
-        except click.Abort:
-            raise KeyboardInterrupt from None
-        except click.ClickException as error:
-            error.show()
-            sys.exit(error.exit_code)
+        run_cli(cli, arguments)
+
+
+def run_cli(command: click.Command, arguments: list[str] | None) -> None:
+    """Parse and run; a wrong option is a message and exit code 2."""
+    try:
+        command.main(args=arguments, standalone_mode=False)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

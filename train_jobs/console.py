@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from largeforge_ray.observe.words import point
 from largeforge_ray.types import RunEvent
 
 SHOWN = ("kept", "dropped", "right", "wrong", "failed", "loss", "tokens_per_s")
@@ -95,8 +96,19 @@ def summary(numbers: dict[str, Any]) -> str:
         reasons = ", ".join(f"{k} {v}" for k, v in numbers["reasons"].items())
         counts = f"kept {numbers['kept']}, dropped {numbers['dropped']}, failed {numbers['failed']}"
         return f"{counts}; {numbers['rows']} different rows" + (f" (dropped: {reasons})" if reasons else "")
+    if "trials" in numbers:
+        stopped = sum(t["stopped"] for t in numbers["trials"])
+        best = point(numbers["best"])
+        held_out = numbers["held_out"]["after"]["loss"]
+        counts = f"{len(numbers['trials'])} trials, {stopped} stopped early"
+        return f"{counts}; best {best}: held-out loss {held_out:.4f}"
     if "final_loss" in numbers:
-        return f"{numbers['steps']} steps, loss {numbers['losses'][0][1]:.3f} -> {numbers['final_loss']:.3f}"
+        line = f"{numbers['steps']} steps, loss {numbers['losses'][0][1]:.3f} -> {numbers['final_loss']:.3f}"
+        if after := numbers.get("held_out", {}).get("after"):
+            before = numbers["held_out"]["before"]
+            shared = [k for k in ("loss", "accuracy") if k in after]
+            line += "; held out " + ", ".join(f"{k} {before[k]:.3f} -> {after[k]:.3f}" for k in shared)
+        return line
     if "live" in numbers:
         return f"live: {', '.join(numbers['live'])}"
     if "train" in numbers:

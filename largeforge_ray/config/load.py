@@ -11,19 +11,19 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from largeforge_ray.config.base import Strict
 from largeforge_ray.config.manifest import Manifest, ModelConfig, ReferenceProblem, in_dependency_order
 from largeforge_ray.config.stages import (
     DatasetStage,
     EvaluateStage,
     Gate,
-    Lora,
     PromoteStage,
     Split,
-    Strict,
     Teacher,
     TeachStage,
-    TrainStage,
 )
+from largeforge_ray.config.sweeping import SEARCHES, STOPPERS, SweepStage
+from largeforge_ray.config.training import ALGORITHMS, Lora, TrainStage
 from largeforge_ray.errors import ConfigError
 
 Path_ = Sequence[str | int]
@@ -31,9 +31,16 @@ STAGES: dict[str, type[Strict]] = {
     "dataset": DatasetStage,
     "teach": TeachStage,
     "train": TrainStage,
+    "sweep": SweepStage,
     "evaluate": EvaluateStage,
     "promote": PromoteStage,
 }
+NAMED: dict[str, dict[str, type[Strict]]] = {
+    "algorithm": {**ALGORITHMS},
+    "search": SEARCHES,
+    "stopping": STOPPERS,
+}
+"""Fields that are one of several schemas, told apart by their ``name``."""
 NESTED: dict[str, type[Strict]] = {
     "split": Split,
     "teacher": Teacher,
@@ -120,8 +127,7 @@ def _line(node: Any, loc: Path_) -> int:
 
 
 def _explain(error: ErrorDetails, data: dict[str, Any]) -> str:
-    # After stages and a number comes the union's tag, which is no key of the file.
-    loc = [p for i, p in enumerate(error["loc"]) if i != 2 or error["loc"][0] != "stages"]
+    loc = _without_tags(error["loc"])
     dotted = ".".join(map(str, loc))
     kind = error["type"]
     value = error["input"]
@@ -133,17 +139,30 @@ def _explain(error: ErrorDetails, data: dict[str, Any]) -> str:
         return f"unknown key '{loc[-1]}' in {where}; {hint}valid keys: {', '.join(known)}"
     if kind == "missing":
         return f"{dotted} is missing; add it"
-    if kind == "union_tag_invalid":
-        given = value.get("kind") if isinstance(value, dict) else value
-        near = difflib.get_close_matches(str(given), STAGES, n=1)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        what, tag, known = "stage", "kind", [*STAGES]
+        if loc[-1] in NAMED:
+            what, tag, known = str(loc[-1]), "name", [*NAMED[str(loc[-1])]]
+        if kind == "union_tag_not_found":
+            return f"{dotted}: the {what} has no {tag}; add one of [{', '.join(known)}]"
+        given = value.get(tag) if isinstance(value, dict) else value
+        near = difflib.get_close_matches(str(given), known, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"{dotted}: kind '{given}' is not a stage kind; {hint}Supported: [{', '.join(STAGES)}]"
-    if kind == "union_tag_not_found":
-        return f"{dotted}: the stage has no kind; add one of [{', '.join(STAGES)}]"
+        noun = "not a stage kind" if what == "stage" else f"not a known {what}"
+        return f"{dotted}: {tag} '{given}' is {noun}; {hint}Supported: [{', '.join(known)}]"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     shown = repr(value) if not isinstance(value, dict | list) else type(value).__name__
     return f"{dotted} = {shown}: {message}"
+
+
+def _without_tags(loc: Path_) -> list[str | int]:
+    """A union puts the tag of its chosen member into ``loc``: after a stage's number, after ``algorithm``."""
+    return [
+        part
+        for i, part in enumerate(loc)
+        if not (i == 2 and loc[0] == "stages") and not (i == 4 and loc[3] in NAMED)
+    ]
 
 
 def _schema_at(loc: Path_) -> type[Strict]:
@@ -151,6 +170,7 @@ def _schema_at(loc: Path_) -> type[Strict]:
     for part in reversed(loc[:-1]):
         if part in NESTED:
             return NESTED[str(part)]
-        if part in STAGES:
-            return STAGES[str(part)]
+        for known in (*NAMED.values(), STAGES):
+            if part in known:
+                return known[str(part)]
     return Manifest

@@ -6,15 +6,8 @@ import difflib
 
 from pydantic import Field
 
-from largeforge_ray.config.stages import (
-    PARTS,
-    EvaluateStage,
-    PromoteStage,
-    Stage,
-    StageBase,
-    Strict,
-    TeachStage,
-)
+from largeforge_ray.config.base import PARTS, StageBase, Strict
+from largeforge_ray.config.stages import EvaluateStage, PromoteStage, Stage, TeachStage
 
 PRODUCES_ROWS = {"prompts": "dataset", "data": "dataset", "items": "dataset"}
 """Which artifact kind a reference field must lead to; candidates lead to adapters, gates to outcomes."""

@@ -1,44 +1,15 @@
-"""The schema of each stage kind. Defaults live on the fields and nowhere else.
-
-A field that names another stage is declared with ``Ref``; everything that follows references
-(order, cycles, keys) reads them through ``Stage.references``.
-"""
+"""The schema of each stage kind. Defaults live on the fields and nowhere else."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from largeforge_ray.config.base import Ref, StageBase, Strict
+from largeforge_ray.config.sweeping import SweepStage
+from largeforge_ray.config.training import TrainStage
 from largeforge_ray.types import Message, Sampling
-
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
-Ref = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}(\.(train|test))?$")]
-
-
-PARTS = {"prompts": "train", "data": "train", "items": "test"}
-"""The part of a dataset that a reference means when it names none: nothing trains on what it is tested on."""
-
-
-class Strict(BaseModel):
-    """A frozen schema that refuses unknown keys and silent conversions ("3" is not 3)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class StageBase(Strict):
-    """What every stage has. ``references`` maps a field path to the stage it names."""
-
-    artifact_kind: ClassVar[str]
-    uses_model: ClassVar[bool] = True
-    name: Name
-
-    def references(self) -> dict[str, str]:
-        raise TypeError(f"{type(self).__name__} does not say which stages it reads")
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the result, and so goes into the key: everything but names."""
-        return self.model_dump(mode="json", exclude={"name", *(f.split(".")[0] for f in self.references())})
 
 
 class Split(Strict):
@@ -65,7 +36,7 @@ class Teacher(Strict):
 
     model: Literal["base"] = "base"
     instructions: str | None = None
-    examples: list[Message] = []
+    examples: list[Message] = Field([])
     temperature: float = Field(0.7, ge=0.0, le=2.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     max_tokens: int = Field(128, ge=1)
@@ -98,38 +69,6 @@ class TeachStage(StageBase):
     def sampling(self) -> Sampling:
         t = self.teacher
         return Sampling(temperature=t.temperature, top_p=t.top_p, max_tokens=t.max_tokens, seed=self.seed)
-
-
-class Lora(Strict):
-    """Low-rank adaptation, Hu et al. 2021 (arXiv:2106.09685)."""
-
-    rank: int = Field(8, ge=1, le=512)
-    alpha: float = Field(16, gt=0)
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-class TrainStage(StageBase):
-    """Fine-tune an adapter on a dataset with Ray Train."""
-
-    artifact_kind: ClassVar[str] = "adapter"
-    kind: Literal["train"]
-    algorithm: Literal["sft"] = "sft"
-    data: Ref
-    lora: Lora = Lora()
-    learning_rate: float = Field(2e-4, gt=0.0)
-    epochs: float = Field(1.0, gt=0.0)
-    batch_size: int = Field(8, ge=1, description="Rows a step, over all workers.")
-    max_tokens: int = Field(
-        512, ge=8, description="Longest row trained on; a longer one is counted and left out."
-    )
-    warmup: float = Field(0.05, ge=0.0, lt=1.0, description="Share of the steps.")
-    checkpoint_every: int = Field(20, ge=1, description="Steps between checkpoints.")
-    workers: int = Field(1, ge=1)
-    seed: int = 0
-
-    def references(self) -> dict[str, str]:
-        return {"data": self.data}
 
 
 class EvaluateStage(StageBase):
@@ -180,5 +119,6 @@ class PromoteStage(StageBase):
 
 
 Stage = Annotated[
-    DatasetStage | TeachStage | TrainStage | EvaluateStage | PromoteStage, Field(discriminator="kind")
+    DatasetStage | TeachStage | TrainStage | SweepStage | EvaluateStage | PromoteStage,
+    Field(discriminator="kind"),
 ]

@@ -13,21 +13,22 @@ IGNORED = -100
 
 
 def render_chat(
-    tokenizer: Any, messages: Sequence[Message], *, max_tokens: int
+    tokenizer: Any, messages: Sequence[Message], *, max_tokens: int, learn_from: int = 0
 ) -> dict[str, list[int]] | None:
     """``input_ids`` and ``labels`` of equal length; labels are ``IGNORED`` outside assistant turns.
 
     Each assistant turn is learned from its first token through the token that ends the turn, so
-    the model also learns to stop. None if the chat is longer than ``max_tokens``: cutting it would
-    teach an answer without its end. Raises ``DataError`` if a template renders a prefix of a
-    chat differently from the chat (then the mask cannot be placed).
+    the model also learns to stop; turns before number ``learn_from`` are not learned. None if the
+    chat is longer than ``max_tokens``: cutting it would teach an answer without its end. Raises
+    ``DataError`` if a template renders a prefix of a chat differently from the chat (then the mask
+    cannot be placed).
     """
-    if not any(m["role"] == "assistant" for m in messages):
+    if not any(m["role"] == "assistant" for m in messages[learn_from:]):
         raise DataError("a chat without an assistant turn teaches nothing; add an answer or drop the row")
     ids = _ids(tokenizer, messages)
     labels = [IGNORED] * len(ids)
     for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or i < learn_from:
             continue
         before = _ids(tokenizer, messages[:i], prompt=True)
         after = _ids(tokenizer, messages[: i + 1])

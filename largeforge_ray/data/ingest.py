@@ -8,27 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from largeforge_ray.data.forms import prompt_turns, to_row
 from largeforge_ray.data.rows import RowWriter
 from largeforge_ray.data.split import is_test, row_hash
 from largeforge_ray.errors import ConfigError, DataError
 
-FIELDS = ("id", "prompt", "messages", "answer", "check")
+SUFFIXES = (".jsonl", ".json", ".parquet")
 CHECKS = ("exact", "json", "number", "contains")
-ROLES = ("system", "user", "assistant")
 
 
 def source_files(source: Path) -> list[Path]:
     """The data files of a source. Raises ``ConfigError`` if there are none or the format is not read."""
     if source.is_dir():
-        files = sorted(p for p in source.iterdir() if p.suffix in (".jsonl", ".parquet"))
+        files = sorted(p for p in source.iterdir() if p.suffix in SUFFIXES)
         if not files:
-            raise ConfigError(f"dataset folder '{source}' holds no .jsonl or .parquet file; add one")
+            raise ConfigError(f"dataset folder '{source}' holds no {', '.join(SUFFIXES)} file; add one")
         return files
     if not source.is_file():
         raise ConfigError(f"dataset source '{source}' does not exist; paths are relative to the manifest")
-    if source.suffix not in (".jsonl", ".parquet"):
+    if source.suffix not in SUFFIXES:
         raise ConfigError(
-            f"dataset source '{source.name}' is '{source.suffix}'; datasets are .jsonl or .parquet"
+            f"dataset source '{source.name}' is '{source.suffix}'; datasets are {', '.join(SUFFIXES)}"
         )
     return [source]
 
@@ -42,23 +42,31 @@ def content_identity(source: Path) -> str:
     return total.hexdigest()
 
 
-def ingest(source: Path, *, test_share: float, target: Path) -> dict[str, int]:
-    """Check and split the rows of ``source`` into ``target``; returns rows, train, test, duplicates.
+def ingest(source: Path, *, test_share: float, target: Path) -> dict[str, Any]:
+    """Check and split the rows of ``source`` into ``target``; returns rows, train, test, duplicates, form.
 
     Raises ``DataError`` for the first malformed row, and for a source or part without any row.
     """
     seen: set[bytes] = set()
     writers = {part: RowWriter(target, part) for part in ("train", "test")}
-    duplicates = 0
+    duplicates, form, first = 0, None, ""
     for file in source_files(source):
         for where, raw in _read(file):
             row = _check(raw, where)
+            form, first = (form, first) if form else (row["form"], where)
+            if row["form"] != form:
+                raise DataError(
+                    f"{where}: a row of form '{row['form']}', but {first} began with '{form}'; "
+                    "rows of one dataset have one form, make a dataset of each"
+                )
             digest = bytes.fromhex(row["item_hash"])
             if digest in seen:
                 duplicates += 1
                 continue
             seen.add(digest)
-            writers["test" if is_test(row["item_hash"], test_share) else "train"].add(row)
+            # By what is asked: two answers to one prompt are never on both sides of the split.
+            asked = row_hash(prompt_turns(row["messages"]), row["answer"])
+            writers["test" if is_test(asked, test_share) else "train"].add(row)
     for writer in writers.values():
         writer.close()
     if not seen:
@@ -69,7 +77,20 @@ def ingest(source: Path, *, test_share: float, target: Path) -> dict[str, int]:
                 f"the split with test: {test_share} leaves no {part} rows of {len(seen)}; "
                 "add rows or change the share"
             )
-    return {"rows": len(seen), **{p: w.count for p, w in writers.items()}, "duplicates": duplicates}
+    return {
+        "rows": len(seen),
+        **{p: w.count for p, w in writers.items()},
+        "duplicates": duplicates,
+        "form": form,
+    }
+
+
+def form_of(source: Path) -> str | None:
+    """The form of a source's first row, None if it has no row. Raises ``DataError`` if that is malformed."""
+    for file in source_files(source):
+        for where, raw in _read(file):
+            return str(_check(raw, where)["form"])
+    return None
 
 
 def _read(file: Path) -> Iterator[tuple[str, Any]]:
@@ -86,6 +107,9 @@ def _read(file: Path) -> Iterator[tuple[str, Any]]:
         except pa.ArrowInvalid as error:
             raise DataError(f"{file} is not a Parquet file: {error}; write it again") from None
         return
+    if file.suffix == ".json":
+        yield from _read_array(file)
+        return
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -101,6 +125,17 @@ def _read(file: Path) -> Iterator[tuple[str, Any]]:
                 raise DataError(f"{where}: not JSON: {error}; each line is one JSON object") from None
 
 
+def _read_array(file: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON: {error}; a .json file is one list of rows") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{file}: holds {type(rows).__name__}; a .json file is one list of rows")
+    for number, raw in enumerate(rows, 1):
+        yield f"{file}: row {number}", raw
+
+
 def _check(raw: Any, where: str) -> dict[str, Any]:
     def bad(field: str, message: str) -> DataError:
         return DataError(f"{where}: field '{field}': {message}")
@@ -109,22 +144,12 @@ def _check(raw: Any, where: str) -> dict[str, Any]:
         raise DataError(
             f"{where}: a row is a JSON object with 'prompt' or 'messages'; found {type(raw).__name__}"
         )
-    unknown = sorted(set(raw) - set(FIELDS))
-    if unknown:
-        raise bad(unknown[0], f"unknown; a row has {', '.join(FIELDS)}")
     for field, value in raw.items():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except (TypeError, UnicodeEncodeError, RecursionError) as error:
             raise bad(field, f"cannot be kept as UTF-8 JSON: {error}") from None
-    if ("prompt" in raw) == ("messages" in raw):
-        raise bad("prompt", "give either 'prompt' (text) or 'messages' (chat turns), one of the two")
-    if "prompt" in raw:
-        if not isinstance(raw["prompt"], str) or not raw["prompt"].strip():
-            raise bad("prompt", f"must be text that is not empty; found {raw['prompt']!r}"[:300])
-        messages = [{"role": "user", "content": raw["prompt"]}]
-    else:
-        messages = _check_messages(raw["messages"], bad)
+    row = to_row(raw, bad)
     check, answer = raw.get("check"), raw.get("answer")
     if check is not None and check not in CHECKS:
         raise bad("check", f"'{check}' is not known. Supported: [{', '.join(CHECKS)}]")
@@ -134,11 +159,11 @@ def _check(raw: Any, where: str) -> dict[str, Any]:
         raise bad("answer", f"check 'number' needs a finite number; found {answer!r}"[:300])
     if answer is not None and check is None:
         check = "exact" if isinstance(answer, str) else "json"
-    digest = row_hash(messages, answer)
-    return {
+    extra = [answer, row["chosen"], row["rejected"], row["label"]]
+    digest = row_hash(row["messages"], answer if extra[1:] == [None] * 3 else extra)
+    return row | {
         "item_id": str(digest[:16] if raw.get("id") is None else raw["id"]),
         "item_hash": digest,
-        "messages": messages,
         "answer": answer,
         "check": check,
     }
@@ -146,20 +171,3 @@ def _check(raw: Any, where: str) -> dict[str, Any]:
 
 def _is_finite(answer: Any) -> bool:
     return isinstance(answer, int | float) and not isinstance(answer, bool) and abs(answer) < 1e308
-
-
-def _check_messages(value: Any, bad: Any) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise bad("messages", "must be a list with at least one turn")
-    for i, turn in enumerate(value):
-        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
-            raise bad(f"messages[{i}]", "a turn has exactly 'role' and 'content'")
-        if turn["role"] not in ROLES:
-            raise bad(
-                f"messages[{i}].role", f"'{turn['role']}' is not a role. Supported: [{', '.join(ROLES)}]"
-            )
-        if not isinstance(turn["content"], str) or not turn["content"].strip():
-            raise bad(f"messages[{i}].content", "must be text that is not empty")
-    if next((t["role"] for t in value if t["role"] != "system"), None) != "user":
-        raise bad("messages", "the first turn, or the first after a system turn, must be the user's")
-    return [dict(t) for t in value]

@@ -24,6 +24,9 @@ def _schema() -> Any:
             ("messages", pa.list_(turn)),
             ("answer", pa.string()),
             ("check", pa.string()),
+            ("chosen", pa.list_(turn)),
+            ("rejected", pa.list_(turn)),
+            ("label", pa.bool_()),
         ]
     )
 
@@ -41,8 +44,9 @@ class RowWriter:
     def add(self, row: dict[str, Any]) -> None:
         """Queue a row; ``answer`` may be any JSON value and is stored as JSON text."""
         answer = row.get("answer")
+        kept = {k: v for k, v in row.items() if k != "form"}
         self._batch.append(
-            row | {"answer": None if answer is None else json.dumps(answer, ensure_ascii=False)}
+            kept | {"answer": None if answer is None else json.dumps(answer, ensure_ascii=False)}
         )
         self.count += 1
         if len(self._batch) >= BATCH_ROWS:
@@ -96,5 +100,9 @@ def read_rows(folder: Path, part: str) -> Iterator[dict[str, Any]]:
 def decode_row(row: dict[str, Any]) -> dict[str, Any]:
     """A stored row as its reader wants it: the answer is a value again, the turns are plain."""
     answer = row["answer"]
-    turns = [{"role": str(m["role"]), "content": str(m["content"])} for m in row["messages"]]
-    return row | {"messages": turns, "answer": None if answer is None else json.loads(answer)}
+    chats = {f: _plain(row.get(f)) for f in ("messages", "chosen", "rejected")}
+    return row | chats | {"answer": None if answer is None else json.loads(answer), "label": row.get("label")}
+
+
+def _plain(turns: Any) -> list[dict[str, str]] | None:
+    return None if turns is None else [{"role": str(t["role"]), "content": str(t["content"])} for t in turns]

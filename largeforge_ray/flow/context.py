@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.manifest import Manifest
-from largeforge_ray.config.stages import PromoteStage, TrainStage
+from largeforge_ray.config.stages import PromoteStage
+from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.flow.plan import Plan, PlannedStage
 from largeforge_ray.observe import EventLog
 from largeforge_ray.store import Artifact, Store
@@ -25,6 +26,7 @@ class Tools:
     connect: Callable[[], None]
     start_engine: Callable[..., Any]
     start_board: Callable[[], Any]
+    start_pack: Callable[[Any], Any]
     listen: Callable[[RunEvent], None]
 
 
@@ -83,7 +85,8 @@ class RunContext:
         return self._engine
 
     def _max_lora_rank(self) -> int | None:
-        ranks = [s.lora.rank for s in self.manifest.stages if isinstance(s, TrainStage)]
+        ranks = [s.config["lora"]["rank"] for s in self.plan.stages if s.kind == "train"]
+        ranks += [s.largest_rank for s in self.manifest.stages if isinstance(s, SweepStage)]
         ranks += [s.max_lora_rank for s in self.manifest.stages if isinstance(s, PromoteStage)]
         return max(ranks, default=None)
 

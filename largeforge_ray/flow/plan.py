@@ -9,25 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from largeforge_ray.config.base import PARTS, StageBase
 from largeforge_ray.config.manifest import Manifest
-from largeforge_ray.config.stages import (
-    PARTS,
-    DatasetStage,
-    EvaluateStage,
-    PromoteStage,
-    StageBase,
-    TrainStage,
-)
-from largeforge_ray.data.ingest import content_identity
+from largeforge_ray.config.stages import DatasetStage, EvaluateStage, PromoteStage
+from largeforge_ray.config.training import PRESETS, Lora, Training
+from largeforge_ray.data.ingest import content_identity, form_of
 from largeforge_ray.errors import ConfigError, ResourceError
 from largeforge_ray.models.hardware import Hardware
 from largeforge_ray.models.source import ModelSource, locate
-from largeforge_ray.promote.preflight import check_settings
+from largeforge_ray.promote.preflight import check_servable, check_settings
 from largeforge_ray.store import Store, artifact_key
+from largeforge_ray.train import check_form
 
 ENGINE_GIB, TRAINER_GIB, CLUSTER_GIB = 3.5, 2.5, 1.5
 """Memory beside the weights of an engine (1 GiB of it KV cache), a training worker, and Ray itself."""
-WEIGHT_COPIES = {"teach": 1, "evaluate": 1, "promote": 1, "train": 4, "model": 3, "dataset": 0}
+WEIGHT_COPIES = {"teach": 1, "evaluate": 1, "promote": 1, "train": 3, "sweep": 3, "model": 3, "dataset": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +95,13 @@ def _plan_stage(
         config["content"] = content_identity(folder / stage.source)
     if isinstance(stage, PromoteStage):
         trained = manifest.stage(stage.candidate)
-        assert isinstance(trained, TrainStage)
-        check_settings(stage, trained)
+        assert isinstance(trained, Training)
+        check_settings(stage, trained.model_copy(update={"lora": _resolve_lora(trained, weights_gib)}))
         # It becomes the expert's name.
         config["candidate"] = stage.candidate
+    if isinstance(stage, Training):
+        config["lora"] = _resolve_lora(stage, weights_gib).model_dump(mode="json", exclude={"preset"})
+        _check_form(stage, manifest, folder)
     references = stage.references()
     names = [ref.split(".")[0] for ref in references.values()]
     if stage.uses_model:
@@ -110,6 +109,9 @@ def _plan_stage(
         config["max_model_len"] = manifest.model.max_model_len
     config["inputs"] = {f: _input(stage, f, planned[ref.split(".")[0]].key) for f, ref in references.items()}
     if isinstance(stage, EvaluateStage):
+        for other in manifest.stages:
+            if other.name in stage.candidates and isinstance(other, Training):
+                check_servable(other)
         # Names stand in the outcome rows, so a renamed candidate is another outcome matrix.
         config["candidates"] = _candidates(stage, planned)
         config["task"] = stage.items.partition(".")[0]
@@ -117,9 +119,25 @@ def _plan_stage(
     kind: str = config["kind"]
     key = artifact_key(stage.artifact_kind, config, parents)
     cached = store.find(stage.artifact_kind, key) is not None
-    needs = _resources(kind, weights_gib, getattr(stage, "workers", 1))
+    needs = _resources(kind, weights_gib, stage.processes if isinstance(stage, Training) else 1)
     inputs = tuple(dict.fromkeys(names))
     return PlannedStage(stage.name, kind, stage.artifact_kind, key, parents, inputs, cached, config, needs)
+
+
+def _resolve_lora(stage: Training, weights_gib: float) -> Lora:
+    if stage.lora.preset == "auto" and not weights_gib:
+        raise ConfigError(
+            f"lora.preset 'auto' of stage '{stage.name}' goes by the model's size, which is not known "
+            f"before it is downloaded; name one of {', '.join(PRESETS)}"
+        )
+    return stage.lora.with_preset(round(weights_gib * 1024**3 / 2))
+
+
+def _check_form(stage: Training, manifest: Manifest, folder: Path) -> None:
+    """Rows that are there already are looked at before anything starts; taught rows are chats."""
+    source = manifest.stage(stage.data.split(".")[0])
+    form = form_of(folder / source.source) if isinstance(source, DatasetStage) else "chat"
+    check_form(stage.algorithm, form, source.name)
 
 
 def _candidates(stage: EvaluateStage, planned: dict[str, PlannedStage]) -> dict[str, str]:
@@ -152,7 +170,9 @@ def _weights_gib(source: ModelSource) -> float:
 def _resources(kind: str, weights_gib: float, workers: int) -> dict[str, float]:
     if kind == "dataset":
         return {"cpus": 0, "gpus": 0, "memory_gib": 0.3}
-    beside = {"train": TRAINER_GIB * workers, "model": 1.0}.get(kind, ENGINE_GIB)
+    beside = {"train": TRAINER_GIB * workers, "sweep": TRAINER_GIB * workers, "model": 1.0}.get(
+        kind, ENGINE_GIB
+    )
     memory = CLUSTER_GIB + beside + WEIGHT_COPIES[kind] * weights_gib * workers
     return {"cpus": 1.0 * workers, "gpus": 0, "memory_gib": round(memory, 1)}
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.config.stages import EvaluateStage, PromoteStage, TrainStage
+from largeforge_ray.config.stages import EvaluateStage, PromoteStage
+from largeforge_ray.config.training import Training
 from largeforge_ray.data import read_rows
 from largeforge_ray.errors import GateError
 from largeforge_ray.evaluate import paired_gain, qualities, read_outcomes
@@ -61,7 +62,7 @@ def make_router(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
 
 def _training_prompts(context: RunContext, candidate: str) -> list[str]:
     trained = context.manifest.stage(candidate)
-    assert isinstance(trained, TrainStage)
+    assert isinstance(trained, Training)
     prompts: dict[str, None] = {}
     for row in read_rows(context.folder(trained.data), "train"):
         prompts[next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")] = None

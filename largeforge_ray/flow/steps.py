@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.config.stages import DatasetStage, EvaluateStage, TeachStage, TrainStage
+from largeforge_ray.config.stages import DatasetStage, EvaluateStage, TeachStage
 from largeforge_ray.data import count_rows, ingest, read_rows, write_rows
 from largeforge_ray.data.rows import part_path
 from largeforge_ray.errors import StageError
@@ -20,11 +19,12 @@ from largeforge_ray.evaluate import outcome_row, outcome_work, paired_gain, qual
 from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import PlannedStage, part_of
 from largeforge_ray.flow.promotion import make_router
+from largeforge_ray.flow.sweeping import make_sweep
+from largeforge_ray.flow.training import make_adapter
 from largeforge_ray.models.source import materialise
 from largeforge_ray.store import RowJournal
 from largeforge_ray.teach import run_farm, teach_work, teacher_row
 from largeforge_ray.teach.rows import kept_chats
-from largeforge_ray.train import TrainJob, train
 from largeforge_ray.types import Sampling
 
 Metrics = dict[str, Any]
@@ -74,6 +74,7 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics
     failed = sum(r["error"] is not None for r in rows)
     accepted = sum(r["error"] is None and (declared.keep == "all" or r["verdict"]["kept"]) for r in rows)
     return {
+        "form": "chat",
         "prompts": prompts,
         "rows": len(chats),
         "kept": accepted,
@@ -139,49 +140,6 @@ def _farm(
     return rows
 
 
-def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics:
-    """Train on Ray Train; a killed run goes on from its newest checkpoint."""
-    declared = context.manifest.stage(stage.name)
-    assert isinstance(declared, TrainStage)
-    model, data = context.folder("base"), context.folder(declared.data)
-    with context.phase("ray start"):
-        context.tools.connect()
-    job = TrainJob(declared, str(model), str(data), context.tools.start_board())
-    facts: Metrics = {}
-    launched = time.monotonic()
-
-    def on_note(note: dict[str, Any]) -> None:
-        kind = note.pop("kind")
-        if kind == "plan":
-            facts.update(note)
-        elif kind == "begin":
-            context.phases["worker start"] = round(time.monotonic() - launched, 2)
-            words = (
-                f"{facts['rows']} rows, {facts['tokens']} tokens, "
-                f"batches of {declared.batch_size}: {note['steps']} steps"
-            )
-            resumed = f", resumed at step {note['step']}" if note["step"] else ""
-            context.emit(
-                stage.name, "progress", {"done": note["step"], "steps": note["steps"]}, words + resumed
-            )
-        else:
-            context.emit(stage.name, "progress", note)
-
-    storage = context.work_folder(stage)
-    result = train(job, storage=storage, target=folder, on_note=on_note)
-    context.phases["training"] = round(
-        time.monotonic() - launched - context.phases.get("worker start", 0.0), 2
-    )
-    shutil.rmtree(storage)
-    return {
-        "steps": result.steps,
-        "final_loss": result.losses[-1][1],
-        "tokens": round(facts.get("tokens", 0) * declared.epochs),
-        "trainable_parameters": result.trainable_parameters,
-        "losses": result.losses,
-    }
-
-
 def make_outcomes(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics:
     """Every candidate answers every held-out item, greedily."""
     declared = context.manifest.stage(stage.name)
@@ -236,6 +194,7 @@ STEPS: dict[str, Callable[[RunContext, PlannedStage, Path], Metrics]] = {
     "dataset": make_dataset,
     "teach": make_rows,
     "train": make_adapter,
+    "sweep": make_sweep,
     "evaluate": make_outcomes,
     "promote": make_router,
 }

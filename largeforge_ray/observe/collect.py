@@ -17,6 +17,7 @@ from largeforge_ray.observe.ancestry import trace_lineage
 from largeforge_ray.observe.events import read_events, run_file
 from largeforge_ray.observe.items import compare_items
 from largeforge_ray.observe.spans import stage_views
+from largeforge_ray.observe.sweeps import sweep_view
 
 if TYPE_CHECKING:
     from largeforge_ray.store import Artifact, Store
@@ -47,6 +48,7 @@ def collect(store: Store, run: str) -> view.ReportData:
         total_s=events[-1].time - events[0].time if events else None,
         stages=stages,
         losses=gathered.losses(),
+        sweeps=gathered.sweeps(),
         evaluations=evaluations,
         promotions=promotions,
         funnels=gathered.funnels(),
@@ -88,6 +90,10 @@ class _Gathered:
             for stage in self._of_kind(*TRAINING)
         )
         return tuple(curve for curve in curves if curve.points)
+
+    def sweeps(self) -> tuple[view.Sweep, ...]:
+        found = (sweep_view(stage.name, self._metrics(stage)) for stage in self._of_kind("sweep"))
+        return tuple(sweep for sweep in found if sweep is not None)
 
     def _logged_losses(self, stage: str) -> list[tuple[Any, Any]]:
         return [

@@ -41,6 +41,47 @@ class LossCurve:
 
 
 @dataclass(frozen=True, slots=True)
+class HeatCell:
+    """The best held-out loss of the trials in one place; ``stopped`` if all of them were ended early."""
+
+    held_out: float
+    trials: int
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrialView:
+    """One trial of a sweep. ``point`` is its settings in words."""
+
+    point: str
+    held_out: float
+    step: int
+    stopped: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A sweep by two of its dimensions; ``cells`` are rows of columns. Trials come best first."""
+
+    stage: str
+    down: str
+    across: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[HeatCell | None, ...], ...]
+    low: float
+    high: float
+    trials: tuple[TrialView, ...]
+
+    def warmth(self, cell: HeatCell) -> int:
+        """0 (the worst cell) to 100 (the best)."""
+        return (
+            round(100 * (self.high - cell.held_out) / (self.high - self.low)) if self.high > self.low else 100
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Interval:
     """A value with its confidence interval; ``confidence`` is a share such as 0.95, None if unrecorded."""
 
@@ -181,6 +222,7 @@ class ReportData:
     total_s: float | None
     stages: tuple[StageView, ...]
     losses: tuple[LossCurve, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     promotions: tuple[Promotion, ...] = ()
     funnels: tuple[Funnel, ...] = ()

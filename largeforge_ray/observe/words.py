@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -50,6 +51,18 @@ def signed_points(gain: float) -> str:
 
 def count(number: float) -> str:
     return f"{number:,.0f}" if float(number).is_integer() or abs(number) >= 1000 else f"{number:,.4g}"
+
+
+def setting(value: object) -> str:
+    """A value of a sweep's point: 0.0123 as 0.0123, 0.054735202 as 0.0547, a list with plus signs."""
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def point(settings: Mapping[str, object]) -> str:
+    """A sweep's point: rank 4, alpha 8."""
+    return ", ".join(f"{name} {setting(value)}" for name, value in settings.items())
 
 
 def confidence(interval: Interval) -> str:

@@ -6,17 +6,33 @@ import json
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.config.stages import PromoteStage, TrainStage
+from largeforge_ray.config.stages import PromoteStage
+from largeforge_ray.config.training import Training
 from largeforge_ray.errors import ConfigError, ModelError
 
 
-def check_settings(promote: PromoteStage, train: TrainStage) -> None:
-    """At plan time: will what is about to be trained be servable? Raises ``ConfigError``."""
-    if train.lora.rank > promote.max_lora_rank:
+def check_settings(promote: PromoteStage, train: Training) -> None:
+    """At plan time: will what is about to be trained fit this router's engine? Raises ``ConfigError``."""
+    check_servable(train)
+    if train.largest_rank > promote.max_lora_rank:
         raise ConfigError(
-            f"rank {train.lora.rank} of stage '{train.name}' exceeds max_lora_rank "
+            f"rank {train.largest_rank} of stage '{train.name}' exceeds max_lora_rank "
             f"{promote.max_lora_rank} of "
             f"'{promote.name}'; raise max_lora_rank or lower lora.rank"
+        )
+
+
+def check_servable(train: Training) -> None:
+    """At plan time: can the engine load what this stage makes? Raises ``ConfigError``."""
+    if train.algorithm.name == "reward":
+        raise ConfigError(
+            f"stage '{train.name}' makes a reward model, which scores answers and gives none; "
+            "name a stage of another algorithm"
+        )
+    if train.lora.dora:
+        raise ConfigError(
+            f"stage '{train.name}' has lora.dora: true, and the engine loads no DoRA adapters; "
+            "set lora.dora: false"
         )
 
 

@@ -1,15 +1,28 @@
 """Training on Ray Train: one worker loop, one file per algorithm.
 
-from largeforge_ray.train import TrainJob, train
+from largeforge_ray.train import TokenSpec, TrainJob, train, write_tokens
 
-job = TrainJob(stage=stage, model_dir=..., data=..., seed=0, ...)
-result = train(job, storage=folder, on_note=print)   # resumes what a killed run left
-result.adapter                                        # a PEFT folder
+write_tokens(dataset, "train", TokenSpec(model_dir, stage.algorithm, 512), tokens, "train")
+job = TrainJob(stage=stage, model_dir=model_dir, tokens_dir=str(tokens))
+result = train(job, storage=folder, target=adapter, on_note=print)   # resumes what a killed run left
+result.losses, result.held_out                                       # and a PEFT folder in ``adapter``
 """
 
 from __future__ import annotations
 
-from largeforge_ray.train.build import TrainResult, build_trainer, train
+from largeforge_ray.train.background import run_beside
+from largeforge_ray.train.build import ADAPTER_FILES, train
 from largeforge_ray.train.loop import TrainJob
+from largeforge_ray.train.tokens import TokenSpec, write_tokens
+from largeforge_ray.train.words import check_form, describe
 
-__all__ = ["TrainJob", "TrainResult", "build_trainer", "train"]
+__all__ = [
+    "ADAPTER_FILES",
+    "TokenSpec",
+    "TrainJob",
+    "check_form",
+    "describe",
+    "run_beside",
+    "train",
+    "write_tokens",
+]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +11,20 @@ from typing import Any
 
 from largeforge_ray.errors import ForgeError, StageError
 from largeforge_ray.models.hardware import detect
+from largeforge_ray.train.background import run_beside
 from largeforge_ray.train.loop import TrainJob, worker_loop
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-POLL_S = 0.5
+REFERENCE_FILE = "reference.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """The last checkpoint's metrics: steps, losses ``[[step, loss], ...]``, trainable parameters."""
+    """What the last checkpoint says: ``losses`` as ``[step, loss]``, ``held_out`` before and after."""
 
     steps: int
     losses: list[list[float]]
-    trainable_parameters: int
+    held_out: dict[str, dict[str, float]]
 
 
 def build_trainer(job: TrainJob, storage: Path) -> Any:
@@ -32,12 +33,13 @@ def build_trainer(job: TrainJob, storage: Path) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus = detect().gpus > 0
+    workers = job.stage.workers
     return TorchTrainer(
         worker_loop,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=job.stage.workers,
+            num_workers=workers,
             use_gpu=gpus,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpus else {}),
         ),
@@ -45,20 +47,27 @@ def build_trainer(job: TrainJob, storage: Path) -> Any:
             name="train",
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.stage.keep_checkpoints),
         ),
     )
 
 
 def train(
-    job: TrainJob, *, storage: Path, target: Path, on_note: Callable[[dict[str, Any]], None]
+    job: TrainJob,
+    *,
+    storage: Path,
+    target: Path,
+    on_note: Callable[[dict[str, Any]], None],
+    reference: Path | None = None,
 ) -> TrainResult:
     """Train, call ``on_note`` with each progress note, and write the adapter into ``target``.
+
+    The reference log-probabilities, if the algorithm cached any, go into the folder ``reference``.
 
     Raises ``StageError`` if the run fails for good; a ``ForgeError`` of a worker passes through.
     """
     storage.mkdir(parents=True, exist_ok=True)
-    result = _fit_while_reading(build_trainer(job, storage), job.board, on_note)
+    result = _fit(build_trainer(job, storage), job.board, on_note)
     if result.error is not None:
         raise _cause(result.error)
     if result.checkpoint is None:
@@ -66,42 +75,25 @@ def train(
     with result.checkpoint.as_directory() as folder:
         for name in ADAPTER_FILES:
             shutil.copyfile(Path(folder) / name, target / name)
-    _make_portable(target / "adapter_config.json")
-    m = result.metrics
-    return TrainResult(m["step"], m["losses"], m["trainable_parameters"])
+        if reference is not None and (Path(folder) / REFERENCE_FILE).exists():
+            shutil.copyfile(Path(folder) / REFERENCE_FILE, reference / REFERENCE_FILE)
+        facts = json.loads((Path(folder) / "progress.json").read_text(encoding="utf-8"))
+    return TrainResult(facts["step"], facts["losses"], facts["held_out"])
 
 
-def _make_portable(config: Path) -> None:
-    """Take this machine's model path out of the adapter: lineage names the base."""
-    import json
-
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = None
-    config.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def _fit_while_reading(trainer: Any, board: Any, on_note: Callable[[dict[str, Any]], None]) -> Any:
-    """``fit`` blocks, so it runs in a thread while this one reads the board and hears Ctrl-C."""
+def _fit(trainer: Any, board: Any, on_note: Callable[[dict[str, Any]], None]) -> Any:
     import ray
+    from ray.train import TrainingFailedError
 
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["result"] = trainer.fit()
-        except BaseException as error:  # handed to the caller's thread, which raises it
-            outcome["error"] = error
-
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
+    def read_board() -> None:
         if board is not None:
             for note in ray.get(board.take.remote()):
                 on_note(note)
-    if "error" in outcome:
-        raise _cause(outcome["error"])
-    return outcome["result"]
+
+    try:
+        return run_beside(trainer.fit, read_board)
+    except TrainingFailedError as error:
+        raise _cause(error) from None
 
 
 def _cause(error: BaseException) -> BaseException:

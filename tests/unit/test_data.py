@@ -109,12 +109,12 @@ def test_more_rows_than_one_batch_all_arrive_in_their_order(tmp_path: Path) -> N
     [
         ("[1, 2]", "a row is a JSON object with 'prompt' or 'messages'; found list"),
         ('"text"', "found str"),
-        ('{"promt": "x"}', "field 'promt': unknown; a row has id, prompt, messages, answer, check"),
-        ("{}", "field 'prompt': give either 'prompt' (text) or 'messages' (chat turns), one of the two"),
-        ({"prompt": "x", "messages": [USER]}, "field 'prompt': give either"),
+        ('{"promt": "x"}', "field 'promt': unknown; did you mean 'prompt'?"),
+        ("{}", "field 'prompt': the row has none of prompt, messages, conversations, instruction"),
+        ({"prompt": "x", "messages": [USER]}, "field 'messages': the row also has 'prompt'; give one"),
         ({"prompt": " \n"}, "field 'prompt': must be text that is not empty; found ' \\n'"),
         ({"prompt": 3}, "field 'prompt': must be text that is not empty; found 3"),
-        ({"prompt": ["x"] * 1000}, "field 'prompt': must be text"),
+        ({"prompt": ["x"] * 1000}, "field 'prompt[0]': a turn has exactly 'role' and 'content'"),
         ({"messages": []}, "field 'messages': must be a list with at least one turn"),
         ({"messages": "hello"}, "field 'messages': must be a list"),
         ({"messages": [USER, "x"]}, "field 'messages[1]': a turn has exactly 'role' and 'content'"),
@@ -174,8 +174,8 @@ def test_a_source_that_is_no_data_file_says_what_would_be(tmp_path: Path) -> Non
     empty, target = into(tmp_path / "empty"), into(tmp_path / "out")
     for source, said in [
         (tmp_path / "none.jsonl", r"none\.jsonl' does not exist; paths are relative to the manifest"),
-        (tmp_path / "notes.csv", r"'notes\.csv' is '\.csv'; datasets are \.jsonl or \.parquet"),
-        (empty, r"empty' holds no \.jsonl or \.parquet file; add one"),
+        (tmp_path / "notes.csv", r"'notes\.csv' is '\.csv'; datasets are \.jsonl, \.json, \.parquet"),
+        (empty, r"empty' holds no \.jsonl, \.json, \.parquet file; add one"),
     ]:
         with pytest.raises(ConfigError, match=said):
             content_identity(source)
@@ -274,6 +274,7 @@ def test_content_identity_follows_the_bytes_and_not_the_path(tmp_path: Path) -> 
 
 def test_a_part_that_a_dataset_does_not_have_is_named_with_those_it_has(tmp_path: Path) -> None:
     row = {"item_id": "1", "item_hash": "f" * 64, "messages": [USER, REPLY], "answer": None, "check": None}
+    row |= {"chosen": None, "rejected": None, "label": None}
     assert write_rows(tmp_path, "train", [row]) == 1
     assert list(read_rows(tmp_path, "train")) == [row]
     with pytest.raises(DataError, match=r"has no part 'test', only: train; name one of those"):

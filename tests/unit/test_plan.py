@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from largeforge_ray.config import parse_manifest
-from largeforge_ray.errors import ConfigError, CorruptArtifactError, ModelError, ResourceError
+from largeforge_ray.errors import ConfigError, CorruptArtifactError, ForgeError, ModelError, ResourceError
 from largeforge_ray.flow import Plan, PlannedStage, check_resources, make_plan
 from largeforge_ray.models import Hardware
 from largeforge_ray.store import Artifact, Store, open_store
@@ -130,7 +130,7 @@ def test_moving_the_prompts_or_the_model_changes_no_key(home: Path, store: Store
         ("samples: 2", "samples: 2, seed: 1", BELOW_ROWS),
         ("prompts: prompts", "prompts: prompts.test", BELOW_ROWS),
         ("rank: 8", "rank: 4", ["tuned", "outcomes", "live"]),
-        ("data: rows", "data: prompts", ["tuned", "outcomes", "live"]),
+        ("data: rows", "data: rows, learning_rate: 0.001", ["tuned", "outcomes", "live"]),
         ("max_tokens: 40", "max_tokens: 41", ["outcomes", "live"]),
         ("items: prompts", "items: prompts.train", ["outcomes", "live"]),
         ("min_gain: 0.0", "min_gain: 0.1", ["live"]),
@@ -268,3 +268,53 @@ def test_what_is_cached_needs_nothing(home: Path, store: Store) -> None:
     plan = planned(home, store, "workers: 1", "workers: 4")
     assert plan.missing == ()
     check_resources(plan, Hardware(cpus=1, gpus=0, memory_gib=0.1, disk_gib=0.0))
+
+
+@pytest.mark.parametrize(
+    "where", ["workers: 2", "workers: 1, batching: bucketed", "workers: 1, checkpoint_every: 5"]
+)
+def test_how_work_is_laid_out_changes_no_key(home: Path, store: Store, where: str) -> None:
+    assert changed(planned(home, store), planned(home, store, "workers: 1", where)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "data: rows",
+            "data: prompts",
+            "'sft' learns from whole chats .* 'prompts' holds rows of form 'prompt'",
+        ),
+        ("data: rows", "data: rows, algorithm: orpo", "'orpo' learns from pairs .* but dataset 'rows' holds"),
+        (
+            "lora: {rank: 8}",
+            "lora: {rank: 8, dora: true}",
+            "the engine loads no DoRA adapters; set lora.dora: false",
+        ),
+        (
+            "lora: {rank: 8}",
+            "lora: {preset: 70b}",
+            "rank 64 of stage 'tuned' exceeds max_lora_rank 16 of 'live'",
+        ),
+    ],
+)
+def test_what_could_not_be_trained_or_served_is_refused_before_anything_starts(
+    home: Path, store: Store, old: str, new: str, said: str
+) -> None:
+    with pytest.raises(ForgeError, match=said):
+        planned(home, store, old, new)
+
+
+def test_a_preset_is_another_way_to_write_its_values(home: Path, store: Store) -> None:
+    written = planned(home, store, "lora: {rank: 8}", "lora: {rank: 16, alpha: 32, targets: attention}")
+    for preset in ("7b", "auto"):
+        assert changed(written, planned(home, store, "lora: {rank: 8}", f"lora: {{preset: {preset}}}")) == []
+    lower = planned(home, store, "lora: {rank: 8}", "lora: {preset: 13b, rank: 4}")
+    assert lower["tuned"].config["lora"] == {
+        "rank": 4,
+        "alpha": 64.0,
+        "dropout": 0.0,
+        "targets": ["attention", "mlp"],
+        "rslora": False,
+        "dora": False,
+    }

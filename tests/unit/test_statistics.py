@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from largeforge_ray.config.stages import PromoteStage, TrainStage
+from largeforge_ray.config.stages import PromoteStage
+from largeforge_ray.config.training import TrainStage
 from largeforge_ray.errors import ConfigError, DataError, GateError, ModelError
 from largeforge_ray.evaluate import (
     Interval,

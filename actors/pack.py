@@ -1,0 +1,21 @@
+"""A pack of trials as an actor that Ray restarts; its trials bring their checkpoints along."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from largeforge_ray.sweep import Pack, PackJob
+
+RESTARTS = 3
+
+
+def start_pack(job: PackJob) -> Any:
+    """Start a pack and return its handle at once; the first call waits for the model."""
+    import ray
+
+    from largeforge_ray.models.hardware import detect
+
+    actor = ray.remote(Pack).options(
+        num_cpus=1, num_gpus=1 if detect().gpus else 0, max_restarts=RESTARTS, max_task_retries=RESTARTS
+    )
+    return actor.remote(job)

@@ -1,0 +1,39 @@
+"""The base of every schema, and of every stage.
+
+A field that names another stage is declared with ``Ref``; everything that follows references
+(order, cycles, keys) reads them through ``StageBase.references``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+Ref = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}(\.(train|test))?$")]
+
+
+PARTS = {"prompts": "train", "data": "train", "items": "test"}
+"""The part of a dataset that a reference means when it names none: nothing trains on what it is tested on."""
+
+
+class Strict(BaseModel):
+    """A frozen schema that refuses unknown keys and silent conversions ("3" is not 3)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class StageBase(Strict):
+    """What every stage has. ``references`` maps a field path to the stage it names."""
+
+    artifact_kind: ClassVar[str]
+    uses_model: ClassVar[bool] = True
+    name: Name
+
+    def references(self) -> dict[str, str]:
+        raise TypeError(f"{type(self).__name__} does not say which stages it reads")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, and so goes into the key: everything but names."""
+        return self.model_dump(mode="json", exclude={"name", *(f.split(".")[0] for f in self.references())})

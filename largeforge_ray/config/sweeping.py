@@ -1,0 +1,170 @@
+"""What a ``sweep`` stage may say: a training, the space to search in, and how."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from largeforge_ray.config.base import Strict
+from largeforge_ray.config.training import Lora, Training, TrainStage
+
+SHORT = {"rank": "lora.rank", "alpha": "lora.alpha", "targets": "lora.targets"}
+SHARED = (
+    "data",
+    "max_tokens",
+    "precision",
+    "batching",
+    "tokens_per_pass",
+    "workers",
+    "held_out_rows",
+    "kind",
+)
+"""Trials of a sweep have these in common: they read the same tokens and are measured on the same rows."""
+
+
+class Range(Strict):
+    """Numbers between two ends; ``log`` draws their logarithm evenly."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            rule = "0 < low < high" if self.log else "low < high"
+            raise ValueError(f"low {self.low:g} and high {self.high:g} break the rule {rule}")
+        return self
+
+
+class Grid(Strict):
+    """Every combination of the lists."""
+
+    name: Literal["grid"] = "grid"
+
+
+class Random(Strict):
+    """``trials`` draws, Bergstra and Bengio 2012."""
+
+    name: Literal["random"] = "random"
+    trials: int = Field(ge=1)
+
+
+class Optuna(Strict):
+    """``trials`` proposals of a tree-structured Parzen estimator, Akiba et al. 2019 (arXiv:1907.10902)."""
+
+    name: Literal["optuna"] = "optuna"
+    trials: int = Field(ge=1)
+
+
+class Asha(Strict):
+    """Asynchronous successive halving, Li et al. 2018 (arXiv:1810.05934)."""
+
+    name: Literal["asha"] = "asha"
+    grace: int = Field(1, ge=1, description="Measurements before a trial may be stopped.")
+    reduction: float = Field(3, gt=1, description="Of this many trials one goes on.")
+
+
+class Median(Strict):
+    """Stop what is worse than the median of the others, Golovin et al. 2017."""
+
+    name: Literal["median"] = "median"
+    grace: int = Field(1, ge=1)
+
+
+SEARCHES: dict[str, type[Strict]] = {"grid": Grid, "random": Random, "optuna": Optuna}
+STOPPERS: dict[str, type[Strict]] = {"asha": Asha, "median": Median}
+
+
+class SweepStage(Training):
+    """Many trainings on one frozen base with Ray Tune; the stage keeps the best."""
+
+    kind: Literal["sweep"]
+    space: dict[str, list[Any] | Range] = Field(
+        min_length=1,
+        description="Fields of a training by path; rank, alpha, targets and alpha_ratio for short.",
+    )
+    search: Annotated[Grid | Random | Optuna, Field(discriminator="name")] = Grid()
+    stopping: Annotated[Asha | Median, Field(discriminator="name")] | None = None
+    measures: int = Field(4, ge=1, description="Held-out measurements over a trial, evenly spread.")
+    parallel: int = Field(4, ge=1, description="Trials under way at once.")
+    per_process: int = Field(4, ge=1, description="Trials that share a process and its one copy of the base.")
+
+    OWN: ClassVar[frozenset[str]] = frozenset(
+        {"space", "search", "stopping", "measures", "parallel", "per_process"}
+    )
+
+    @model_validator(mode="after")
+    def _space_is_of_trainings(self) -> SweepStage:
+        for path, values in self.space.items():
+            if SHORT.get(path, path) in SHARED:
+                raise ValueError(
+                    f"space.{path}: trials of a sweep share {path}; sweep it in stages of its own"
+                )
+            if isinstance(values, Range) and self.search.name == "grid":
+                raise ValueError(f"space.{path} is a range, a grid has lists; set search: random or optuna")
+            ends = values if isinstance(values, list) else [values.low, values.high]
+            if not ends:
+                raise ValueError(f"space.{path} has no values; give some or remove it")
+            for value in ends:
+                self._check(path, value)
+        if self.held_out_rows == 0:
+            raise ValueError("a sweep compares trials on held-out rows; set held_out_rows above 0")
+        return self
+
+    def _check(self, path: str, value: Any) -> None:
+        try:
+            self.trial({path: value})
+        except (ValidationError, KeyError, TypeError) as error:
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "no such field"
+            raise ValueError(
+                f"space.{path} = {value!r}: {problem}; paths are fields of a train stage"
+            ) from None
+
+    @property
+    def trials(self) -> int:
+        """How many there will be."""
+        return len(self.combinations()) if isinstance(self.search, Grid) else self.search.trials
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Every point of a grid."""
+        lists = {path: values for path, values in self.space.items() if isinstance(values, list)}
+        return [dict(zip(lists, point, strict=True)) for point in product(*lists.values())]
+
+    def trial(self, point: dict[str, Any], name: str = "trial") -> TrainStage:
+        """The training that a point of the space stands for.
+
+        Raises ``pydantic.ValidationError`` if a value is not allowed, ``KeyError`` for an unknown path.
+        """
+        fields = self.model_dump(exclude=set(self.OWN), exclude_unset=True) | {"kind": "train", "name": name}
+        fields["lora"] = {k: v for k, v in self.lora.model_dump().items() if k != "preset"}
+        fields["algorithm"] = self.algorithm.model_dump()
+        for path, value in point.items():
+            if path != "alpha_ratio":
+                _put(fields, SHORT.get(path, path).split("."), value)
+        if "alpha_ratio" in point:
+            fields["lora"]["alpha"] = point["alpha_ratio"] * fields["lora"]["rank"]
+        return TrainStage.model_validate(fields)
+
+    @property
+    def largest_rank(self) -> int:
+        values = self.space.get("rank", self.space.get("lora.rank", [self.lora.rank]))
+        return max(values) if isinstance(values, list) else int(values.high)
+
+    @property
+    def processes(self) -> int:
+        return -(-self.parallel // self.per_process)
+
+    def settings(self) -> dict[str, Any]:
+        return {k: v for k, v in super().settings().items() if k not in ("parallel", "per_process")}
+
+
+def _put(fields: dict[str, Any], path: list[str], value: Any) -> None:
+    known = {"lora": Lora.model_fields}.get(path[0]) if len(path) > 1 else TrainStage.model_fields
+    if path[0] != "algorithm" and (known is None or path[-1] not in known):
+        raise KeyError(".".join(path))
+    for part in path[:-1]:
+        fields = fields.setdefault(part, {})
+    fields[path[-1]] = value

@@ -1,0 +1,121 @@
+"""How a train stage makes its adapter: rows to tokens, tokens to steps, a checkpoint to an artifact."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.config.training import Lora, Training, TrainStage
+from largeforge_ray.flow.context import RunContext
+from largeforge_ray.flow.plan import PlannedStage, part_of
+from largeforge_ray.store import Artifact, artifact_key
+from largeforge_ray.train import TokenSpec, TrainJob, check_form, describe, train, write_tokens
+
+
+def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict[str, Any]:
+    """Train on Ray Train; a killed run goes on from its newest checkpoint."""
+    declared = context.manifest.stage(stage.name)
+    assert isinstance(declared, TrainStage)
+    preset = declared.lora.preset
+    declared = declared.model_copy(update={"lora": Lora(**stage.config["lora"])})
+    dataset = context.artifact(declared.data.split(".")[0])
+    check_form(declared.algorithm, dataset.metrics.get("form"), dataset.name)
+    with context.phase("ray start"):
+        context.tools.connect()
+    with context.phase("tokenise"):
+        tokens = make_tokens(context, declared)
+    counts = tokens.metrics["train"]
+    reference = find_reference(context, tokens)
+    job = TrainJob(
+        stage=declared,
+        model_dir=str(context.folder("base")),
+        tokens_dir=str(context.store.fetch(tokens)),
+        reference_dir=str(context.store.fetch(reference)) if reference else None,
+        board=context.tools.start_board(),
+    )
+    if preset:
+        lora = declared.lora
+        words = f"LoRA preset {preset}: rank {lora.rank}, alpha {lora.alpha:g}, {' and '.join(lora.targets)}"
+        context.emit(stage.name, "progress", {}, words)
+    notes = _Notes(context, stage.name, declared, counts)
+    storage = context.work_folder(stage)
+    key = reference_key(context, tokens)
+    with context.store.staging("reference", key) as kept:
+        result = train(job, storage=storage, target=folder, on_note=notes.take, reference=kept)
+        if reference is None and any(kept.iterdir()):
+            parents = [tokens.key, context.plan["base"].key]
+            context.store.publish("reference", key, f"{stage.name}-reference", parents, {}, kept)
+    context.phases["training"] = round(time.monotonic() - notes.began, 2)
+    shutil.rmtree(storage)
+    return {
+        "algorithm": declared.algorithm.name,
+        "steps": result.steps,
+        "final_loss": result.losses[-1][1],
+        "held_out": result.held_out,
+        "tokens": round(counts["tokens"] * declared.epochs),
+        "rows": counts["rows"],
+        "left_out": counts["left_out"],
+        "trainable_parameters": notes.trainable,
+        "losses": result.losses,
+    }
+
+
+def make_tokens(context: RunContext, declared: Training) -> Any:
+    """The dataset as token ids, from the store if an earlier stage or trial made them."""
+    name = declared.data.split(".")[0]
+    dataset, base = context.artifact(name), context.plan["base"]
+    spec = TokenSpec(str(context.folder("base")), declared.algorithm, declared.max_tokens)
+    part = part_of(declared, "data")
+    config = {
+        "form": declared.algorithm.form,
+        "max_tokens": declared.max_tokens,
+        "part": part,
+    }
+    parents = [dataset.key, base.key]
+    key = artifact_key("tokens", config, parents)
+    if found := context.store.find("tokens", key):
+        return found
+    source = context.folder(name)
+    parts = {"train": part} | ({"test": "test"} if (source / "test.parquet").exists() else {})
+    with context.store.staging("tokens", key) as folder:
+        counts = {target: write_tokens(source, p, spec, folder, target) for target, p in parts.items()}
+        return context.store.publish("tokens", key, f"{name}-tokens", parents, config, folder, counts)
+
+
+def reference_key(context: RunContext, tokens: Artifact) -> str:
+    """The key of the base's log-probabilities of these tokens."""
+    return artifact_key("reference", {}, [tokens.key, context.plan["base"].key])
+
+
+def find_reference(context: RunContext, tokens: Artifact) -> Artifact | None:
+    """The base's log-probabilities of these tokens, if an earlier stage or run computed them."""
+    return context.store.find("reference", reference_key(context, tokens))
+
+
+class _Notes:
+    """Turns the workers' notes into run events."""
+
+    def __init__(self, context: RunContext, name: str, declared: TrainStage, counts: dict[str, Any]) -> None:
+        self._context, self._name, self._declared, self._counts = context, name, declared, counts
+        self._launched = self.began = time.monotonic()
+        self.trainable = 0
+
+    def take(self, note: dict[str, Any]) -> None:
+        kind = note.pop("kind")
+        if kind == "begin":
+            self._begin(note)
+        else:
+            self._emit(note)
+
+    def _begin(self, note: dict[str, Any]) -> None:
+        self.began, self.trainable = time.monotonic(), note["trainable_parameters"]
+        self._context.phases["worker start"] = round(self.began - self._launched, 2)
+        for line in describe(self._declared, self._counts, note):
+            self._emit({}, line)
+        resumed = f"resumed at step {note['step']}" if note["step"] else ""
+        self._emit({"done": note["step"], "steps": note["steps"]}, resumed)
+
+    def _emit(self, numbers: dict[str, Any], message: str = "") -> None:
+        self._context.emit(self._name, "progress", numbers, message)

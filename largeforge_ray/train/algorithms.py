@@ -1,0 +1,27 @@
+"""Which objective an algorithm's configuration stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from largeforge_ray.train.dpo import DpoObjective
+from largeforge_ray.train.kto import KtoObjective
+from largeforge_ray.train.objective import Objective
+from largeforge_ray.train.orpo import OrpoObjective
+from largeforge_ray.train.reward import RewardObjective
+from largeforge_ray.train.sft import SftObjective
+from largeforge_ray.train.simpo import SimpoObjective
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "sft": SftObjective,
+    "dpo": DpoObjective,
+    "orpo": OrpoObjective,
+    "kto": KtoObjective,
+    "simpo": SimpoObjective,
+    "reward": RewardObjective,
+}
+
+
+def objective_for(algorithm: Any) -> Objective:
+    """The objective of an algorithm's configuration."""
+    return OBJECTIVES[algorithm.name](algorithm)

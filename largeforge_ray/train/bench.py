@@ -1,0 +1,206 @@
+"""A worker's bench: the model, the rows, and what can be done with them between two updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.errors import ModelError
+from largeforge_ray.models.hardware import detect
+from largeforge_ray.train.algorithms import objective_for
+from largeforge_ray.train.attention import register_attention
+from largeforge_ray.train.batch import Batch, check_packing, collate, score
+from largeforge_ray.train.lane import Lane
+from largeforge_ray.train.lora import linear_names, lora_config
+from largeforge_ray.train.objective import Known, Objective
+from largeforge_ray.train.order import lay_out
+from largeforge_ray.train.tokens import TokenTable
+
+PACKING_TOLERANCE = 0.1
+"""In mean log-probability: bfloat16 rounds to about 0.01, a sequence that sees its neighbour is off by 1."""
+MEASURED_AT_ONCE = 64
+
+
+class Bench:
+    """One of ``workers`` workers: one frozen base, and a lane for each set of weights trained on it.
+
+    Sums over workers go through ``torch.distributed``. What lanes share (the base, its precision, how
+    rows are laid out) comes from ``stage``; what is a lane's own comes from the lane's.
+    """
+
+    def __init__(self, stage: Any, model_dir: str, *, rank: int = 0, workers: int = 1) -> None:
+        import torch
+
+        self.stage, self.rank, self.workers = stage, rank, workers
+        self.device = torch.device("cuda" if detect().gpus else "cpu")
+        self.model: Any = load_base(stage, model_dir).to(self.device)
+        self.lanes: dict[str, Lane] = {}
+        self._linear = linear_names(self.model)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+
+    def add_lane(self, stage: Any, name: str = "default") -> Lane:
+        """A fresh adapter, which starts from the same numbers whatever lanes there are beside it."""
+        import torch
+        from peft import PeftModel
+
+        task = "SEQ_CLS" if stage.algorithm.name == "reward" else "CAUSAL_LM"
+        torch.manual_seed(stage.seed)
+        config = lora_config(stage.lora, self._linear, task)
+        if isinstance(self.model, PeftModel):
+            self.model.add_adapter(name, config)
+        else:
+            self.model = PeftModel(self.model, config, adapter_name=name)
+        self.model.train()
+        mine = {n: p for n, p in self.model.named_parameters() if f".{name}." in n}
+        lane = Lane(name, stage, objective_for(stage.algorithm), mine)
+        for parameter in mine.values():
+            parameter.data = parameter.data.to(self.model.dtype)
+        if not self.lanes and stage.batching == "packed" and task == "CAUSAL_LM":
+            self._refuse_leaking()
+        self.lanes[name] = lane
+        return lane
+
+    def remove_lane(self, name: str) -> None:
+        """Forget a lane and free what it held."""
+        del self.lanes[name]
+        self.model.delete_adapter(name)
+
+    def _refuse_leaking(self) -> None:
+        leak = check_packing(self.model, min(1000, self.model.config.vocab_size))
+        if leak > PACKING_TOLERANCE:
+            raise ModelError(
+                f"packed sequences of this model see each other (mean log-probability off by {leak:.2f}); "
+                "set batching: bucketed"
+            )
+
+    def accumulate(
+        self, lane: Lane, table: TokenTable, rows: Sequence[int], reference: Any, learn: bool = True
+    ) -> dict[str, float]:
+        """Loss and figures over ``rows``, means over all workers; with ``learn`` also the lane's gradient."""
+        import torch
+
+        o = lane.objective
+        if self.model.active_adapter != lane.name:
+            self.model.set_adapter(lane.name)
+        weight = float(table.learned[list(rows)][:, o.trained].sum()) if o.per_token else float(len(rows))
+        context = self._context(lane, table, rows, reference)
+        sums: dict[str, Any] = {}
+        with nullcontext() if learn else torch.no_grad():
+            for part in self._passes(table, rows, o.trained):
+                known = self._known(lane, table, part, o.trained, reference, context)
+                made = o.loss(o.forward(self.model, self.batch(table, part, o.trained)), known)
+                if learn:
+                    (made.total / weight).backward()
+                    lane.collect()
+                for name, value in {"loss": made.total, **made.figures}.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach()
+        return {
+            name: value / (weight if name == "loss" else len(rows))
+            for name, value in self._over_workers(o, sums).items()
+        }
+
+    def reference_logps(self, table: TokenTable, on_rows: Callable[[int], None]) -> Any:
+        """Summed log-probabilities of every sequence with adapters off, float32 ``(rows, sequences)``."""
+        import torch
+
+        made = torch.zeros(len(table), table.lengths.shape[1])
+        for start in range(0, len(table), MEASURED_AT_ONCE):
+            rows = range(start, min(start + MEASURED_AT_ONCE, len(table)))
+            for role in range(made.shape[1]):
+                for part in self._passes(table, rows, (role,)):
+                    made[part, role] = self._reference(self.batch(table, part, (role,)))
+            on_rows(len(rows))
+        return self._total(made)
+
+    def _context(self, lane: Lane, table: TokenTable, rows: Sequence[int], reference: Any) -> Any:
+        import torch
+
+        o = lane.objective
+        if not o.observed:
+            return None
+        seen = []
+        with torch.no_grad():
+            for part in self._passes(table, rows, o.observed):
+                known = self._known(lane, table, part, o.observed, reference, None)
+                seen.append((o.forward(self.model, self.batch(table, part, o.observed)), known))
+        return o.context(seen, self._total)
+
+    def _passes(self, table: TokenTable, rows: Sequence[int], roles: tuple[int, ...]) -> list[list[int]]:
+        # A row's sequences stay together, so a row is as long as all of them; padded, as its longest.
+        lengths = table.lengths[:, roles]
+        packed = self.stage.batching == "packed"
+        by_row = lengths.sum(1) if packed else lengths.max(1) * len(roles)
+        dealt = lay_out(
+            rows,
+            by_row,
+            batching=self.stage.batching,
+            tokens_per_pass=self.stage.tokens_per_pass,
+            workers=self.workers,
+        )
+        return [part for part in dealt[self.rank] if part]
+
+    def batch(self, table: TokenTable, rows: Sequence[int], roles: tuple[int, ...]) -> Batch:
+        sequences = [table.row(r)[role] for r in rows for role in roles]
+        return collate(sequences, packed=self.stage.batching == "packed").to(self.device)
+
+    def _known(
+        self,
+        lane: Lane,
+        table: TokenTable,
+        rows: Sequence[int],
+        roles: tuple[int, ...],
+        reference: Any,
+        context: Any,
+    ) -> Known:
+        import torch
+
+        logps = None
+        if lane.stage.algorithm.compares:
+            if reference is None:
+                logps = self._reference(self.batch(table, rows, roles))
+            else:
+                logps = reference[list(rows)][:, list(roles)].flatten().to(self.device)
+        labels = [table.label(r) for r in rows]
+        known = None if labels[0] is None else torch.tensor(labels, device=self.device)
+        return Known(logps, known, context)
+
+    def _reference(self, batch: Batch) -> Any:
+        import torch
+
+        with torch.no_grad(), self.model.disable_adapter():
+            return score(self.model, batch).sums_S()
+
+    def _over_workers(self, objective: Objective, sums: dict[str, Any]) -> dict[str, float]:
+        """Names are the same on every worker, also on one that had no row this time."""
+        import torch
+
+        names = ["loss", *objective.figures]
+        total = self._total(torch.stack([torch.as_tensor(sums.get(n, 0.0)).float().cpu() for n in names]))
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def _total(self, tensor: Any) -> Any:
+        import torch.distributed as dist
+
+        if self.workers > 1:
+            moved = tensor.to(self.device)
+            dist.all_reduce(moved)
+            tensor = moved.to(tensor.device)
+        return tensor
+
+
+def load_base(stage: Any, model_dir: str) -> Any:
+    """The base model in the stage's precision; for a reward model with a fresh head of one output."""
+    import torch
+    import transformers
+
+    head: Any = transformers.AutoModelForCausalLM
+    options: dict[str, Any] = {"dtype": getattr(torch, stage.precision)}
+    if stage.algorithm.name == "reward":
+        head = transformers.AutoModelForSequenceClassification
+        options["num_labels"] = 1
+    if stage.batching == "packed":
+        options["attn_implementation"] = register_attention()
+    torch.manual_seed(stage.seed)
+    return head.from_pretrained(Path(model_dir), use_safetensors=True, **options)

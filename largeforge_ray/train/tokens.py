@@ -1,0 +1,174 @@
+"""A dataset as token ids: made once in parallel, read by every worker a row at a time.
+
+``<part>.arrow`` holds a record batch per ``ROWS_PER_TASK`` rows; readers map it into memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.data.chat import IGNORED, render_chat
+from largeforge_ray.data.rows import read_rows
+from largeforge_ray.errors import DataError
+from largeforge_ray.train.algorithms import objective_for
+from largeforge_ray.train.batch import Encoded
+from largeforge_ray.train.template import use_training_template
+
+ROWS_PER_TASK = 2000
+TASKS_IN_FLIGHT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpec:
+    """What decides the token ids. ``algorithm`` is its configuration."""
+
+    model_dir: str
+    algorithm: Any
+    max_tokens: int
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("row", pa.int64()),
+            ("ids", pa.list_(pa.list_(pa.int32()))),
+            ("learn", pa.list_(pa.list_(pa.bool_()))),
+            ("label", pa.bool_()),
+            ("lengths", pa.list_(pa.int32())),
+            ("learned", pa.list_(pa.int32())),
+        ]
+    )
+
+
+def encode_rows(rows: Sequence[dict[str, Any]], first: int, spec: TokenSpec) -> tuple[Any, list[int]]:
+    """A record batch of the rows that fit, and the numbers of those that do not; ``first`` is row 0's number.
+
+    Raises ``DataError`` naming the row for one the algorithm cannot learn from.
+    """
+    import pyarrow as pa
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(spec.model_dir)
+    use_training_template(tokenizer)
+    objective = objective_for(spec.algorithm)
+
+    def render(turns: Sequence[dict[str, str]], since: int) -> Encoded | None:
+        made = render_chat(tokenizer, turns, max_tokens=spec.max_tokens, learn_from=since)
+        return Encoded(made["input_ids"], [x != IGNORED for x in made["labels"]]) if made else None
+
+    encoded, left_out = [], []
+    for i, row in enumerate(rows):
+        number = first + i
+        try:
+            sequences = objective.sequences(row, rows[(i + 1) % len(rows)], render)
+        except DataError as error:
+            raise DataError(f"row {number} (id {row['item_id']}): {error}") from None
+        whole = [s for s in sequences if s is not None]
+        if len(whole) < len(sequences):
+            left_out.append(number)
+            continue
+        encoded.append(
+            {
+                "row": number,
+                "ids": [s.ids for s in whole],
+                "learn": [s.learn for s in whole],
+                "label": row["label"],
+                "lengths": [len(s.ids) for s in whole],
+                "learned": [sum(s.learn[1:]) for s in whole],
+            }
+        )
+    return pa.RecordBatch.from_pylist(encoded, schema=_schema()), left_out
+
+
+def write_tokens(dataset: Path, part: str, spec: TokenSpec, folder: Path, name: str) -> dict[str, Any]:
+    """Encode a part of a dataset with Ray tasks into ``<name>.arrow``.
+
+    Returns rows, tokens, learned tokens, rows left_out and the first numbers of those.
+
+    Raises ``DataError`` if every row is longer than ``max_tokens``.
+    """
+    import pyarrow as pa
+    import ray
+
+    encode = ray.remote(encode_rows).options(num_cpus=1, max_retries=3)
+    rows = tokens = learned = 0
+    left_out: list[int] = []
+    with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, _schema()) as file:
+        # In order, so that a row's place does not depend on which task was faster.
+        for task in _ahead(encode.remote(block, first, spec) for first, block in _blocks(dataset, part)):
+            batch, too_long = ray.get(task)
+            file.write_batch(batch)
+            rows += batch.num_rows
+            tokens += sum(map(sum, batch.column("lengths").to_pylist()))
+            learned += sum(map(sum, batch.column("learned").to_pylist()))
+            left_out += too_long
+    if rows == 0:
+        raise DataError(
+            f"all {len(left_out)} rows are longer than max_tokens {spec.max_tokens}; "
+            "raise max_tokens or shorten the rows"
+        )
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "learned": learned,
+        "left_out": len(left_out),
+        "first": left_out[:5],
+    }
+
+
+def _blocks(dataset: Path, part: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    rows, first = read_rows(dataset, part), 0
+    while block := list(itertools.islice(rows, ROWS_PER_TASK)):
+        yield first, block
+        first += len(block)
+
+
+def _ahead(tasks: Iterator[Any]) -> Iterator[Any]:
+    """Keep some tasks running before the one that is waited for; never all of them."""
+    running: list[Any] = list(itertools.islice(tasks, TASKS_IN_FLIGHT))
+    while running:
+        yield running.pop(0)
+        running += itertools.islice(tasks, 1)
+
+
+class TokenTable:
+    """Encoded rows on disk. Lengths are held in memory, ids are not."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def row(self, i: int) -> list[Encoded]:
+        """All sequences of a row."""
+        ids, learn = self._table["ids"][i].as_py(), self._table["learn"][i].as_py()
+        return [Encoded(a, b) for a, b in zip(ids, learn, strict=True)]
+
+    def label(self, i: int) -> bool | None:
+        value = self._table["label"][i].as_py()
+        return None if value is None else bool(value)
+
+    @cached_property
+    def lengths(self) -> Any:
+        """Tokens, ``(rows, sequences)``."""
+        return self._matrix("lengths")
+
+    @cached_property
+    def learned(self) -> Any:
+        """Learned tokens, ``(rows, sequences)``."""
+        return self._matrix("learned")
+
+    def _matrix(self, column: str) -> Any:
+        flat = self._table[column].combine_chunks().flatten().to_numpy()
+        return flat.reshape(len(self), -1)

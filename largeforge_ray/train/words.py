@@ -1,0 +1,56 @@
+"""What a run is about to do, in words and numbers, before its first step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from largeforge_ray.config.training import TrainStage
+from largeforge_ray.errors import DataError
+
+GIB = 1024**3
+NEEDS = {
+    "chat": "whole chats (messages with an assistant turn, Alpaca or ShareGPT rows)",
+    "preference": "pairs (a prompt with chosen and rejected)",
+    "unpaired": "judged chats (a chat with label: true or false)",
+}
+
+
+def check_form(algorithm: Any, form: str | None, dataset: str) -> None:
+    """Refuse rows the algorithm does not learn from. Raises ``DataError``."""
+    if form is not None and form != algorithm.form:
+        raise DataError(
+            f"algorithm '{algorithm.name}' learns from {NEEDS[algorithm.form]}, "
+            f"but dataset '{dataset}' holds rows of form '{form}'; use other data or another algorithm"
+        )
+
+
+def describe(stage: TrainStage, counts: dict[str, Any], start: dict[str, Any]) -> list[str]:
+    """The arithmetic of the batches, the memory of a worker, and what was left out.
+
+    ``counts`` come from the tokens, ``start`` from the first worker's note: steps, workers and parameters.
+    """
+    per_epoch = math.ceil(counts["rows"] / stage.batch_size)
+    lines = [
+        f"{counts['rows']} rows, {counts['tokens']} tokens, {counts['learned']} of them learned; "
+        f"{stage.batch_size} rows a step: "
+        f"{per_epoch} steps an epoch x {stage.epochs:g} = {start['steps']} steps",
+        f"{start['workers']} worker(s), {stage.batching}, at most {stage.tokens_per_pass} tokens a pass; "
+        f"{start['trainable_parameters']:,} of {start['parameters']:,} parameters trained; "
+        f"about {worker_gib(stage, start):.1f} GiB a worker",
+    ]
+    if counts["left_out"]:
+        rows = ", ".join(map(str, counts["first"]))
+        lines.append(
+            f"{counts['left_out']} rows are longer than max_tokens {stage.max_tokens} and left out: "
+            f"rows {rows}{', ...' if counts['left_out'] > len(counts['first']) else ''}"
+        )
+    return lines
+
+
+def worker_gib(stage: TrainStage, start: dict[str, Any]) -> float:
+    """Weights in bfloat16; of trained ones also a float32 copy, a gradient and two moments; logits."""
+    frozen = 2 * start["parameters"]
+    trained = start["trainable_parameters"] * (2 + 2 + 4 * 4)
+    logits = stage.tokens_per_pass * start.get("vocabulary", 50_000) * (2 + 4 + 4)
+    return float((frozen + trained + logits) / GIB) + 1.5

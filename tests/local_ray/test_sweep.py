@@ -1,0 +1,91 @@
+"""Sweeps on Ray Tune with a model of two layers: packed trials, early stopping, kills in the middle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from largeforge_ray.store import Artifact, open_store
+from tests.local_ray._chaos import attempt, strike
+from tests.local_ray.test_training import adapter, home, weights, write_manifest
+
+__all__ = ["home"]
+SPACE = {"rank": [2, 4], "alpha_ratio": [1, 2], "learning_rate": [0.003, 0.02]}
+SWEEP = {"kind": "sweep", "batch_size": 4, "epochs": 40, "space": SPACE, "measures": 8, "parallel": 4}
+
+
+@pytest.fixture(scope="module")
+def swept(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Path]:
+    folder = tmp_path_factory.mktemp("swept")
+    run = attempt(folder, write_manifest(home, folder, "chat", **SWEEP))
+    return adapter(run), folder
+
+
+def outcome(artifact: Artifact) -> list[tuple]:
+    return sorted((str(t["point"]), t["held_out"], t["step"], t["key"]) for t in artifact.metrics["trials"])
+
+
+def test_every_point_is_a_trial_and_the_best_is_the_stage_s_adapter(swept: tuple[Artifact, Path]) -> None:
+    artifact, folder = swept
+    trials = artifact.metrics["trials"]
+    assert len({str(t["point"]) for t in trials}) == 8
+    best = min(trials, key=lambda t: t["held_out"])
+    assert artifact.metrics["best"] == best["point"]
+    store = open_store(folder / "forge")
+    assert weights(store.get(best["key"])) == weights(artifact)
+    assert artifact.metrics["held_out"]["after"]["loss"] < artifact.metrics["held_out"]["before"]["loss"]
+
+
+def test_a_trial_has_the_key_and_the_bits_of_the_same_training_alone(
+    swept: tuple[Artifact, Path], home: Path, tmp_path: Path
+) -> None:
+    artifact, _ = swept
+    point = {"rank": 4, "alpha_ratio": 2, "learning_rate": 0.003}
+    trial = next(t for t in artifact.metrics["trials"] if t["point"] == point)
+    settings = {"batch_size": 4, "epochs": 40, "learning_rate": 0.003, "lora": {"rank": 4, "alpha": 8}}
+    alone = adapter(attempt(tmp_path, write_manifest(home, tmp_path, "chat", **settings)))
+    together = open_store(swept[1] / "forge").get(trial["key"])
+    assert alone.key == together.key
+    assert weights(alone) == weights(together)
+    assert alone.metrics["losses"] == together.metrics["losses"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["driver", "ray::Pack", "ray::LaneTrial"])
+def test_a_killed_sweep_ends_where_an_unbroken_one_does(
+    victim: str, swept: tuple[Artifact, Path], home: Path, tmp_path: Path
+) -> None:
+    manifest = write_manifest(home, tmp_path, "chat", **SWEEP)
+    run = attempt(tmp_path, manifest)
+    run.wait_for(lambda e: e["stage"] == "tuned" and e["numbers"].get("done", 0) >= 12)
+    strike(run, victim)
+    if victim == "driver":
+        run = attempt(tmp_path, manifest)
+    found = adapter(run)
+    assert outcome(found) == outcome(swept[0])
+    assert found.metrics["best"] == swept[0].metrics["best"]
+
+
+@pytest.mark.parametrize(
+    ("search", "stopping"),
+    [
+        ({"name": "random", "trials": 6}, {"name": "asha", "reduction": 2}),
+        ({"name": "optuna", "trials": 4}, None),
+    ],
+)
+def test_searchers_draw_and_asha_stops(
+    home: Path, tmp_path: Path, search: dict, stopping: dict | None
+) -> None:
+    space = {"rank": [2, 4, 8], "learning_rate": {"low": 0.0001, "high": 0.1, "log": True}}
+    settings = SWEEP | {"space": space, "search": search, "epochs": 8}
+    if stopping:
+        settings["stopping"] = stopping
+    artifact = adapter(attempt(tmp_path, write_manifest(home, tmp_path, "chat", **settings)))
+    trials = artifact.metrics["trials"]
+    assert len(trials) == search["trials"]
+    assert len({t["point"]["learning_rate"] for t in trials}) == len(trials)
+    assert all(0.0001 <= t["point"]["learning_rate"] <= 0.1 for t in trials)
+    stopped = [t for t in trials if t["stopped"]]
+    assert bool(stopped) == bool(stopping)
+    assert artifact.metrics["best"] not in [t["point"] for t in stopped]

@@ -1,0 +1,103 @@
+"""Training through Ray Train with a model of two layers: the same result on two workers and after a kill."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from largeforge_ray.store import Artifact, open_store
+from tests.local_ray._chaos import Attempt, attempt, strike
+from tests.unit._tiny import make_rows, tiny_model
+
+ROWS, STEPS = 48, 1500
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model and rows of each form."""
+    folder = tmp_path_factory.mktemp("training")
+    tiny_model(folder)
+    for form in ("chat", "preference"):
+        rows = [{k: v for k, v in r.items() if k != "item_id"} for r in make_rows(form, ROWS)]
+        rows = [{k: v for k, v in r.items() if v is not None} for r in rows]
+        (folder / f"{form}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def write_manifest(home: Path, folder: Path, form: str, **settings: object) -> Path:
+    manifest = {
+        "name": "training",
+        "model": {"source": str(home / "tiny"), "max_model_len": 512},
+        "stages": [
+            {
+                "name": "given",
+                "kind": "dataset",
+                "source": str(home / f"{form}.json"),
+                "split": {"test": 0.2},
+            },
+            {"name": "tuned", "kind": "train", "data": "given", "precision": "float32", "learning_rate": 0.01}
+            | settings,
+        ],
+    }
+    path = folder / "m.yaml"
+    path.write_text(yaml.safe_dump(manifest, sort_keys=False))
+    return path
+
+
+def adapter(run: Attempt) -> Artifact:
+    assert run.finish() == 0, run.log.read_text()
+    assert "Traceback" not in run.log.read_text()
+    return open_store(run.store).get("tuned")
+
+
+def weights(artifact: Artifact) -> list[str]:
+    return [f.sha256 for f in artifact.files if f.path == "adapter_model.safetensors"]
+
+
+def test_two_workers_learn_what_one_does(home: Path, tmp_path: Path) -> None:
+    """The same rows, the same seed, the same losses: only the order of sums differs."""
+    metrics = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        settings = {"algorithm": "dpo", "batch_size": 8, "epochs": 2, "workers": workers}
+        metrics.append(
+            adapter(attempt(folder, write_manifest(home, folder, "preference", **settings))).metrics
+        )
+    one, two = ([loss for _, loss in m["losses"]] for m in metrics)
+    assert one[0] == pytest.approx(0.6931, abs=1e-4), "the reference is the base, so the first loss is log 2"
+    assert one[-1] < 0.5
+    assert two == pytest.approx(one, rel=2e-3)
+    after = [m["held_out"]["after"] for m in metrics]
+    assert after[0]["loss"] == pytest.approx(after[1]["loss"], rel=2e-3)
+
+
+@pytest.fixture(scope="module")
+def unbroken(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("unbroken")
+    return adapter(attempt(folder, long_manifest(home, folder)))
+
+
+def long_manifest(home: Path, folder: Path) -> Path:
+    settings = {"batch_size": 4, "epochs": STEPS * 4 / ROWS, "checkpoint_every": 50}
+    return write_manifest(home, folder, "chat", **settings)
+
+
+@pytest.mark.parametrize("victim", [pytest.param("driver", marks=pytest.mark.slow), "ray::RayTrainWorker"])
+def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(
+    victim: str, home: Path, unbroken: Artifact, tmp_path: Path
+) -> None:
+    manifest = long_manifest(home, tmp_path)
+    run = attempt(tmp_path, manifest)
+    run.wait_for(lambda e: e["numbers"].get("step", 0) >= 150)
+    strike(run, victim)
+    if victim == "driver":
+        run = attempt(tmp_path, manifest)
+    found = adapter(run)
+    assert re.search(r"resumed at step \d+0\b", run.log.read_text()), "nothing was resumed"
+    assert weights(found) == weights(unbroken)
+    assert found.metrics["losses"] == unbroken.metrics["losses"]

@@ -1,0 +1,71 @@
+"""Several adapters on one base: each learns what it learns alone, and holds no second base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from largeforge_ray.train.bench import Bench
+from largeforge_ray.train.checkpoint import Progress
+from largeforge_ray.train.loop import Course
+from tests.unit._tiny import make_rows, stage_of, table_of, tiny_model
+
+LANES = {
+    "small": {"lora": {"rank": 2, "alpha": 4, "targets": "attention"}, "learning_rate": 0.01},
+    "large": {"lora": {"rank": 8, "alpha": 8, "dropout": 0.1}, "learning_rate": 0.003, "schedule": "linear"},
+    "scaled": {"lora": {"rank": 4, "alpha": 16, "rslora": True}, "learning_rate": 0.02, "max_grad_norm": 0.1},
+}
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def stage(name: str, algorithm: str):
+    return stage_of(algorithm, batch_size=4, epochs=STEPS * 4 / 12, precision="bfloat16", **LANES[name])
+
+
+def alone(model: Path, tokens: Path, name: str, algorithm: str) -> tuple[list, object]:
+    bench = Bench(stage(name, algorithm), str(model))
+    course, progress = Course(bench, bench.add_lane(stage(name, algorithm)), tokens), Progress()
+    course.prepare(progress, None, lambda n: None)
+    for _ in range(STEPS):
+        course.take_step(progress)
+    return progress.losses, course.lane.weights
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo"])
+def test_a_lane_beside_others_has_the_curve_and_the_bits_it_has_alone(
+    model: Path, tmp_path: Path, algorithm: str
+) -> None:
+    import torch
+
+    form = "chat" if algorithm == "sft" else "preference"
+    table_of(model, stage("small", algorithm), make_rows(form, 12), tmp_path / "train.arrow")
+    bench = Bench(stage("small", algorithm), str(model))
+    base = sum(p.untyped_storage().nbytes() for p in bench.model.parameters())
+    lanes = {}
+    for name in LANES:
+        course, progress = Course(bench, bench.add_lane(stage(name, algorithm), name), tmp_path), Progress()
+        course.prepare(progress, None, lambda n: None)
+        lanes[name] = course, progress
+    for step in range(STEPS):
+        for name, (course, progress) in lanes.items():
+            if not (name == "small" and step >= 3):
+                course.take_step(progress)
+        if step == 3:
+            bench.remove_lane("small")  # as a scheduler stops one trial and leaves the rest
+
+    for name, (course, progress) in lanes.items():
+        losses, weights = alone(model, tmp_path, name, algorithm)
+        done = 3 if name == "small" else STEPS
+        assert progress.losses == losses[:done]
+        if done == STEPS:
+            assert torch.equal(course.lane.weights, weights)
+    assert len({tuple(map(tuple, p.losses)) for _, p in lanes.values()}) == len(LANES)
+    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in bench.model.parameters()}
+    adapters = sum(2 * lane.weights.numel() for lane in bench.lanes.values())
+    assert sum(held.values()) == base + adapters, "the base is there once"

@@ -1,0 +1,11 @@
+"""Odds ratio preference optimisation as a job.
+
+ray job submit --working-dir . -- python -m train_jobs.orpo --config train_jobs/manifests/orpo.yaml
+"""
+
+from __future__ import annotations
+
+from train_jobs.training import main
+
+if __name__ == "__main__":
+    main("orpo")
