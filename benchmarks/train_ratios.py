@@ -78,14 +78,14 @@ class Case:
 def make_rows(form: str, number: int, sigma: float) -> list[dict[str, Any]]:
     rng = random.Random(0)
 
-    def text(median: float) -> str:
+    def text(median: float) -> str:  # of the logarithm of the number of words
         return " ".join(
-            rng.choice(WORDS) for _ in range(max(4, min(300, int(rng.lognormvariate(median, sigma)))))
+            rng.choice(WORDS) for _ in range(max(4, min(200, int(rng.lognormvariate(median, sigma)))))
         )
 
     rows = []
     for i in range(number):
-        prompt, answers = [{"role": "user", "content": text(3.0)}], [text(4.0), text(4.0)]
+        prompt, answers = [{"role": "user", "content": text(2.0)}], [text(3.5), text(3.5)]
         turns = [[{"role": "assistant", "content": a}] for a in answers]
         row: dict[str, Any] = {"item_id": str(i), "messages": prompt, "label": None}
         rows.append(
@@ -102,11 +102,11 @@ def same(a: Case, b: Case) -> bool:
 
 
 def packed_and_padded(model: str, folder: Path, pairs: int) -> None:
-    rows = make_rows("chat", 8, 1.0)
+    rows = make_rows("chat", 16, 1.1)
     padded = Case(model, folder, "sft", rows, batching="padded", tokens_per_pass=8192)
     for batching in ("packed", "bucketed"):
         other = Case(model, folder, "sft", rows, batching=batching, tokens_per_pass=1024)
-        waste = len(rows) * int(padded.course.lengths.max()) / padded.tokens
+        waste = len(padded.course.rows) * int(padded.course.lengths.max()) / padded.tokens
         found = record(
             "P1" if batching == "packed" else "P1-bucketed",
             f"useful tokens/s, {batching} / padded (padded rectangle {waste:.2f} times the tokens)",
@@ -176,7 +176,7 @@ def beside_plain_torch(model: str, folder: Path, pairs: int) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
 
     found = in_turn(ours.step, seconds(step), pairs)
     record(
