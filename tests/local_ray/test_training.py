@@ -93,7 +93,7 @@ def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(
 ) -> None:
     manifest = long_manifest(home, tmp_path)
     run = attempt(tmp_path, manifest)
-    run.wait_for(lambda e: e["numbers"].get("step", 0) >= 150)
+    run.wait_for(lambda e: e["numbers"].get("step", 0) >= 700)
     strike(run, victim)
     if victim == "driver":
         run = attempt(tmp_path, manifest)
