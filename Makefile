@@ -32,12 +32,15 @@ lint: $(VENV)/.installed ## ruff and mypy, nothing is changed
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
+# objectives wants a folder of rows: python -m benchmarks.objectives --data DIR
+BENCHMARKS = $(filter-out benchmarks/objectives.py,$(wildcard benchmarks/[a-z]*.py))
 bench: $(VENV)/.installed ## measure the ratios on this machine, one benchmark after the other
-	@set -e; for file in benchmarks/[a-z]*.py; do \
+	@set -e; for file in $(BENCHMARKS); do \
 	  echo "== $$file"; $(PYTHON) -m "benchmarks.$$(basename "$$file" .py)"; done
 
 bench-train: $(VENV)/.installed ## the training ratios only; needs ./forge from a run
 	$(PYTHON) -m benchmarks.train_ratios
+	$(PYTHON) -m benchmarks.sweep_ratios
 
 lock: $(VENV)/.installed ## write requirements/cpu.txt anew (UPGRADE=1: newest versions)
 	@requirements/bootstrap.sh lock $(VENV)

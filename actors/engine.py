@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from largeforge_ray.models.engine import Engine, EngineDied
-from largeforge_ray.types import GenerateRequest, Generation
+from largeforge_ray.types import GenerateRequest, Generation, ScoreRequest, TokenScores
 
 RESTARTS = 4
 """An engine that died five times has a cause that a sixth start will not cure."""
@@ -35,6 +35,15 @@ class EngineActor:
         except EngineDied:
             # Ray restarts an actor whose process ends, not one that raises.
             os._exit(1)
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
+        try:
+            return await self._engine.score(requests)
+        except EngineDied:
+            os._exit(1)
+
+    async def put_adapter(self, files: dict[str, bytes]) -> str:
+        return await self._engine.put_adapter(files)
 
     async def stop(self) -> None:
         self._engine.shutdown()

@@ -21,17 +21,25 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One prompt for an engine. ``adapter`` is a PEFT folder, or None for the model itself."""
+    """One prompt for an engine. ``adapter`` is a PEFT folder, or None for the model itself.
+
+    ``prompt_ids`` are the prompt as token ids, in the place of ``messages``.
+    """
 
     request_id: str
     messages: tuple[Message, ...]
     sampling: Sampling
     adapter: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One finished answer, or the reason there is none (``error``). Times are in seconds."""
+    """One finished answer, or the reason there is none (``error``). Times are in seconds.
+
+    ``logprobs`` are of each of ``token_ids``, which end with the token that ended the answer; both are
+    given where the request gave its prompt as ids.
+    """
 
     request_id: str
     text: str = ""
@@ -40,6 +48,26 @@ class Generation:
     completion_tokens: int = 0
     seconds: float = 0.0
     mean_logprob: float | None = None
+    error: str | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A sequence to be scored as it stands. ``adapter`` is a PEFT folder, or None for the model itself."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """The log-probability of every token after the first, or the reason there is none (``error``)."""
+
+    request_id: str
+    logprobs: tuple[float, ...] = ()
     error: str | None = None
 
 

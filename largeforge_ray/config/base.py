@@ -27,9 +27,14 @@ class Strict(BaseModel):
 class StageBase(Strict):
     """What every stage has. ``references`` maps a field path to the stage it names."""
 
-    artifact_kind: ClassVar[str]
+    makes: ClassVar[str]
     uses_model: ClassVar[bool] = True
     name: Name
+
+    @property
+    def artifact_kind(self) -> str:
+        """What kind of artifact the stage makes."""
+        return self.makes
 
     def references(self) -> dict[str, str]:
         raise TypeError(f"{type(self).__name__} does not say which stages it reads")

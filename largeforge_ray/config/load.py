@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from largeforge_ray.config.base import Strict
-from largeforge_ray.config.manifest import Manifest, ModelConfig, ReferenceProblem, in_dependency_order
+from largeforge_ray.config.manifest import Manifest, ModelConfig, ReferenceProblem, Rope, in_dependency_order
+from largeforge_ray.config.merging import MergeStage
 from largeforge_ray.config.stages import (
     DatasetStage,
     EvaluateStage,
@@ -23,6 +24,7 @@ from largeforge_ray.config.stages import (
     TeachStage,
 )
 from largeforge_ray.config.sweeping import SEARCHES, STOPPERS, SweepStage
+from largeforge_ray.config.tracking import Mlflow, Tracking, Wandb
 from largeforge_ray.config.training import ALGORITHMS, Lora, TrainStage
 from largeforge_ray.errors import ConfigError
 
@@ -32,6 +34,7 @@ STAGES: dict[str, type[Strict]] = {
     "teach": TeachStage,
     "train": TrainStage,
     "sweep": SweepStage,
+    "merge": MergeStage,
     "evaluate": EvaluateStage,
     "promote": PromoteStage,
 }
@@ -47,6 +50,10 @@ NESTED: dict[str, type[Strict]] = {
     "lora": Lora,
     "gate": Gate,
     "model": ModelConfig,
+    "rope": Rope,
+    "tracking": Tracking,
+    "mlflow": Mlflow,
+    "wandb": Wandb,
 }
 
 

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import difflib
+from typing import Literal
 
 from pydantic import Field
 
 from largeforge_ray.config.base import PARTS, StageBase, Strict
+from largeforge_ray.config.merging import MergeStage
 from largeforge_ray.config.stages import EvaluateStage, PromoteStage, Stage, TeachStage
+from largeforge_ray.config.tracking import Tracking
+from largeforge_ray.config.training import Sft
 
 PRODUCES_ROWS = {"prompts": "dataset", "data": "dataset", "items": "dataset"}
-"""Which artifact kind a reference field must lead to; candidates lead to adapters, gates to outcomes."""
+"""Which artifact kind a reference field must lead to; gates lead to outcomes, others to what was trained."""
+
+
+class Rope(Strict):
+    """Rotary positions scaled so that the context becomes ``factor`` times as long.
+
+    ``linear`` is Chen et al. 2023 (arXiv:2306.15595), ``yarn`` Peng et al. 2023 (arXiv:2309.00071),
+    ``dynamic`` NTK-aware scaling as there, by the longest context whatever the length of a sequence.
+    """
+
+    kind: Literal["linear", "dynamic", "yarn"]
+    factor: float = Field(gt=1.0)
 
 
 class ModelConfig(Strict):
@@ -22,6 +37,7 @@ class ModelConfig(Strict):
     source: str = Field(min_length=1)
     revision: str | None = None
     max_model_len: int = Field(1024, ge=16)
+    rope: Rope | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
@@ -32,6 +48,7 @@ class Manifest(Strict):
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")
     store: str = Field("./forge", min_length=1)
     model: ModelConfig
+    tracking: Tracking = Tracking()
     stages: list[Stage] = Field(min_length=1)
 
     def stage(self, name: str) -> Stage:
@@ -79,26 +96,45 @@ def _check_reference(
         near = difflib.get_close_matches(target, [*index, "base"], n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"stages are: {', '.join(index)}"
         raise ReferenceProblem(path, f"'{ref}' names no stage; {hint}")
-    wanted = PRODUCES_ROWS.get(field, "outcomes" if field == "gate.outcomes" else "adapter")
-    found = stages[index[target]].artifact_kind
-    if found != wanted:
-        raise ReferenceProblem(
-            path, f"'{ref}' produces {found}, but {field.split('.')[0]} needs a stage that produces {wanted}"
-        )
-    if target != ref and wanted != "dataset":
+    source = stages[index[target]]
+    _check_kind(path, stage, field, ref, source)
+    if target != ref and source.artifact_kind != "dataset":
         raise ReferenceProblem(path, f"'{ref}' names a part, but only datasets have parts; write '{target}'")
     if field in PARTS:
-        _check_part(path, stages[index[target]], field, ref)
+        _check_part(path, source, field, ref)
     if isinstance(stage, PromoteStage) and field == "gate.outcomes":
-        outcomes = stages[index[target]]
         needed = ["base", stage.candidate]
-        missing = [c for c in needed if isinstance(outcomes, EvaluateStage) and c not in outcomes.candidates]
+        missing = [c for c in needed if isinstance(source, EvaluateStage) and c not in source.candidates]
         if missing:
             raise ReferenceProblem(
                 path,
                 f"gate compares base with '{stage.candidate}', but '{target}' does not evaluate "
                 f"{', '.join(missing)}; add it to {target}.candidates",
             )
+
+
+def _check_kind(
+    path: tuple[str | int, ...], stage: StageBase, field: str, ref: str, source: StageBase
+) -> None:
+    found = source.artifact_kind
+    if isinstance(stage, MergeStage) and (refusal := stage.refusal(source)):
+        raise ReferenceProblem(path, refusal)
+    if field == "algorithm.reward_model" and getattr(source, "algorithm", Sft()).name != "reward":
+        raise ReferenceProblem(path, f"'{ref}' is no reward model; name a train stage with algorithm: reward")
+    if isinstance(stage, PromoteStage) and field == "candidate" and found == "model":
+        raise ReferenceProblem(
+            path,
+            f"'{ref}' is a whole model, and promote takes adapters, which share the engine of the base; "
+            "name the train or sweep stage of an adapter",
+        )
+    wanted: tuple[str, ...] = (
+        PRODUCES_ROWS.get(field, "outcomes" if field == "gate.outcomes" else "adapter"),
+    )
+    if isinstance(stage, EvaluateStage) and field != "items":
+        wanted = ("adapter", "model")
+    if found not in wanted:
+        needs = f"{field.split('.')[0]} needs a stage that produces {' or '.join(wanted)}"
+        raise ReferenceProblem(path, f"'{ref}' produces {found}, but {needs}")
 
 
 def _check_part(path: tuple[str | int, ...], source: StageBase, field: str, ref: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from largeforge_ray.config.base import Ref, StageBase, Strict
+from largeforge_ray.config.merging import MergeStage
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.training import TrainStage
 from largeforge_ray.types import Message, Sampling
@@ -21,7 +22,7 @@ class Split(Strict):
 class DatasetStage(StageBase):
     """Read prompts or chats from a JSONL or Parquet file, or a folder of them."""
 
-    artifact_kind: ClassVar[str] = "dataset"
+    makes: ClassVar[str] = "dataset"
     uses_model: ClassVar[bool] = False
     kind: Literal["dataset"]
     source: str = Field(min_length=1, description="File or folder, relative to the manifest.")
@@ -54,7 +55,7 @@ class Teacher(Strict):
 class TeachStage(StageBase):
     """Ask a teacher for several answers a prompt and keep those the prompt's check accepts."""
 
-    artifact_kind: ClassVar[str] = "dataset"
+    makes: ClassVar[str] = "dataset"
     kind: Literal["teach"]
     prompts: Ref
     teacher: Teacher = Teacher()
@@ -74,7 +75,7 @@ class TeachStage(StageBase):
 class EvaluateStage(StageBase):
     """Every candidate answers every item once: the outcome matrix."""
 
-    artifact_kind: ClassVar[str] = "outcomes"
+    makes: ClassVar[str] = "outcomes"
     kind: Literal["evaluate"]
     candidates: list[Ref] = Field(min_length=1)
     items: Ref
@@ -104,7 +105,7 @@ class Gate(Strict):
 class PromoteStage(StageBase):
     """Check a candidate, prove it on the engine, and make it an expert beside the base model."""
 
-    artifact_kind: ClassVar[str] = "router"
+    makes: ClassVar[str] = "router"
     kind: Literal["promote"]
     candidate: Ref
     gate: Gate
@@ -119,6 +120,6 @@ class PromoteStage(StageBase):
 
 
 Stage = Annotated[
-    DatasetStage | TeachStage | TrainStage | SweepStage | EvaluateStage | PromoteStage,
+    DatasetStage | TeachStage | TrainStage | SweepStage | MergeStage | EvaluateStage | PromoteStage,
     Field(discriminator="kind"),
 ]

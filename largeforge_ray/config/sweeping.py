@@ -22,6 +22,8 @@ SHARED = (
     "kind",
 )
 """Trials of a sweep have these in common: they read the same tokens and are measured on the same rows."""
+MUTABLE = ("learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm", "lora.dropout")
+"""What may change in the middle of a training: neither the weights' shape nor what they mean hangs on it."""
 
 
 class Range(Strict):
@@ -74,8 +76,31 @@ class Median(Strict):
     grace: int = Field(1, ge=1)
 
 
+class Pbt(Strict):
+    """Population based training, Jaderberg et al. 2017 (arXiv:1711.09846).
+
+    Nothing is stopped: a trial among the worst goes on from the weights, moments and step of one among the
+    best, with that one's settings and those in ``mutate`` changed.
+    """
+
+    name: Literal["pbt"] = "pbt"
+    every: int = Field(1, ge=1, description="Measurements between two decisions about a trial.")
+    quantile: float = Field(0.25, gt=0.0, le=0.5, description="Share that copies, and share that is copied.")
+    mutate: list[str] = Field(["learning_rate"], min_length=1, description="Paths of the space.")
+
+    @model_validator(mode="after")
+    def _weights_keep_their_meaning(self) -> Pbt:
+        for path in self.mutate:
+            if path not in MUTABLE:
+                raise ValueError(
+                    f"mutate names {path}, which cannot change in the middle of a training; "
+                    f"choose from {', '.join(MUTABLE)}"
+                )
+        return self
+
+
 SEARCHES: dict[str, type[Strict]] = {"grid": Grid, "random": Random, "optuna": Optuna}
-STOPPERS: dict[str, type[Strict]] = {"asha": Asha, "median": Median}
+STOPPERS: dict[str, type[Strict]] = {"asha": Asha, "median": Median, "pbt": Pbt}
 
 
 class SweepStage(Training):
@@ -87,7 +112,7 @@ class SweepStage(Training):
         description="Fields of a training by path; rank, alpha, targets and alpha_ratio for short.",
     )
     search: Annotated[Grid | Random | Optuna, Field(discriminator="name")] = Grid()
-    stopping: Annotated[Asha | Median, Field(discriminator="name")] | None = None
+    stopping: Annotated[Asha | Median | Pbt, Field(discriminator="name")] | None = None
     measures: int = Field(4, ge=1, description="Held-out measurements over a trial, evenly spread.")
     parallel: int = Field(4, ge=1, description="Trials under way at once.")
     per_process: int = Field(4, ge=1, description="Trials that share a process and its one copy of the base.")
@@ -98,6 +123,16 @@ class SweepStage(Training):
 
     @model_validator(mode="after")
     def _space_is_of_trainings(self) -> SweepStage:
+        if self.lora is None or self.strategy != "ddp" or self.workers != 1:
+            raise ValueError(
+                "trials of a sweep are adapters that share one base in a process; "
+                "give lora, and leave workers and strategy to train stages"
+            )
+        if self.algorithm.name == "grpo":
+            raise ValueError(
+                "trials of a sweep learn from one set of rows, and algorithm 'grpo' draws its own; "
+                "give each setting a train stage"
+            )
         for path, values in self.space.items():
             if SHORT.get(path, path) in SHARED:
                 raise ValueError(
@@ -112,6 +147,34 @@ class SweepStage(Training):
                 self._check(path, value)
         if self.held_out_rows == 0:
             raise ValueError("a sweep compares trials on held-out rows; set held_out_rows above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _population_lives_at_once(self) -> SweepStage:
+        s = self.stopping
+        if not isinstance(s, Pbt):
+            return self
+        if self.search.name == "optuna":
+            raise ValueError("stopping pbt makes its own proposals; set search: grid or random, not optuna")
+        if self.trials < 2:
+            raise ValueError(
+                "stopping pbt needs a population of 2 trials or more; widen the space or the search"
+            )
+        if self.trials > self.parallel:
+            raise ValueError(
+                f"stopping pbt needs its {self.trials} trials at once and parallel is {self.parallel}; "
+                f"set parallel: {self.trials}"
+            )
+        if s.every >= self.measures:
+            raise ValueError(
+                f"stopping.every {s.every} is not less than measures {self.measures}, so no trial would ever "
+                "copy another; lower every or raise measures"
+            )
+        for path in s.mutate:
+            if path not in self.space:
+                raise ValueError(
+                    f"stopping.mutate names {path}, which the space does not have; add its values"
+                )
         return self
 
     def _check(self, path: str, value: Any) -> None:
@@ -139,6 +202,7 @@ class SweepStage(Training):
         Raises ``pydantic.ValidationError`` if a value is not allowed, ``KeyError`` for an unknown path.
         """
         fields = self.model_dump(exclude=set(self.OWN), exclude_unset=True) | {"kind": "train", "name": name}
+        assert self.lora is not None
         fields["lora"] = {k: v for k, v in self.lora.model_dump().items() if k != "preset"}
         fields["algorithm"] = self.algorithm.model_dump()
         for path, value in point.items():
@@ -150,7 +214,7 @@ class SweepStage(Training):
 
     @property
     def largest_rank(self) -> int:
-        values = self.space.get("rank", self.space.get("lora.rank", [self.lora.rank]))
+        values = self.space.get("rank", self.space.get("lora.rank", [super().largest_rank]))
         return max(values) if isinstance(values, list) else int(values.high)
 
     @property

@@ -42,6 +42,12 @@ def render_chat(
     return {"input_ids": ids, "labels": labels} if len(ids) <= max_tokens else None
 
 
+def render_prompt(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int) -> list[int] | None:
+    """Ids of what a chat asks, through the words after which the assistant begins; None if too long."""
+    ids = _ids(tokenizer, messages, prompt=True)
+    return ids if len(ids) <= max_tokens else None
+
+
 def _turn_end(tokenizer: Any, ids: list[int], start: int) -> int:
     """One past the end-of-turn token: templates may write a newline after it that nobody generates."""
     for position in range(len(ids) - 1, start - 1, -1):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from largeforge_ray.data.split import is_test, row_hash
 from largeforge_ray.errors import ConfigError, DataError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
-CHECKS = ("exact", "json", "number", "contains")
+CHECKS = ("exact", "json", "number", "contains", "code")
 
 
 def source_files(source: Path) -> list[Path]:
@@ -93,14 +95,31 @@ def form_of(source: Path) -> str | None:
     return None
 
 
-def _read(file: Path) -> Iterator[tuple[str, Any]]:
+def asks_for(check: str, source: Path) -> bool:
+    """Whether a row of ``source`` has ``check``: a search of the bytes, quick enough for plan time.
+
+    It parses no JSON, so an object in an answer that looks the same counts too.
+    """
+    wanted = re.compile(rb'"check"\s*:\s*"%s"' % check.encode())
+    for file in source_files(source):
+        if file.suffix == ".parquet":
+            if any(raw.get("check") == check for _, raw in _read(file, ["check"])):
+                return True
+            continue
+        with file.open("rb") as stream:
+            if any(wanted.search(line) for line in stream):
+                return True
+    return False
+
+
+def _read(file: Path, columns: list[str] | None = None) -> Iterator[tuple[str, Any]]:
     if file.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             number = 0
-            for batch in pq.ParquetFile(file).iter_batches(1000):
+            for batch in pq.ParquetFile(file).iter_batches(1000, columns=columns):
                 for raw in batch.to_pylist():
                     number += 1
                     yield f"{file}: row {number}", {k: v for k, v in raw.items() if v is not None}
@@ -157,6 +176,8 @@ def _check(raw: Any, where: str) -> dict[str, Any]:
         raise bad("answer", f"missing, but check '{check}' compares with it; add the expected answer")
     if check == "number" and not _is_finite(answer):
         raise bad("answer", f"check 'number' needs a finite number; found {answer!r}"[:300])
+    if check == "code" and (problem := _not_tests(answer)):
+        raise bad("answer", f"check 'code' runs it as Python tests, but {problem}; write asserts")
     if answer is not None and check is None:
         check = "exact" if isinstance(answer, str) else "json"
     extra = [answer, row["chosen"], row["rejected"], row["label"]]
@@ -171,3 +192,13 @@ def _check(raw: Any, where: str) -> dict[str, Any]:
 
 def _is_finite(answer: Any) -> bool:
     return isinstance(answer, int | float) and not isinstance(answer, bool) and abs(answer) < 1e308
+
+
+def _not_tests(answer: Any) -> str | None:
+    if not isinstance(answer, str):
+        return f"it is {type(answer).__name__}"
+    try:
+        empty = not ast.parse(answer).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"it does not parse: {error}"
+    return "it is empty" if empty else None

@@ -32,7 +32,7 @@ class Tools:
 
 @dataclass(slots=True)
 class RunContext:
-    """One run in progress. The engine is started by the first stage that asks and kept for the rest."""
+    """One run in progress. An engine is started by the first stage that asks and kept for those after it."""
 
     run: str
     plan: Plan
@@ -42,6 +42,7 @@ class RunContext:
     log: EventLog
     phases: dict[str, float] = field(default_factory=dict)
     _engine: Any = None
+    _model: Path | None = None
 
     def emit(self, stage: str, kind: str, numbers: dict[str, Any] | None = None, message: str = "") -> None:
         event = RunEvent(time.time(), self.run, stage, kind, numbers or {}, message)
@@ -68,27 +69,33 @@ class RunContext:
         """The local, verified folder of the artifact a reference names."""
         return self.store.fetch(self.artifact(reference.split(".")[0]))
 
-    def engine(self) -> Any:
-        """The shared engine's actor handle, ready for requests."""
+    def engine(self, model_folder: Path | None = None) -> Any:
+        """The engine's actor handle, ready for requests: of the base and its adapters, or of another model.
+
+        There is one at a time, because two do not fit a small machine: asking for another model stops it.
+        """
         import ray
 
+        if model_folder != self._model:
+            self.close_engine()
         if self._engine is None:
+            self._model = model_folder
             with self.phase("ray start"):
                 self.tools.connect()
             with self.phase("engine start"):
                 self._engine = self.tools.start_engine(
-                    str(self.folder("base")),
+                    str(model_folder or self.folder("base")),
                     max_model_len=self.manifest.model.max_model_len,
-                    max_lora_rank=self._max_lora_rank(),
+                    max_lora_rank=self._max_lora_rank() if model_folder is None else None,
                 )
                 ray.get(self._engine.start_seconds.remote())
         return self._engine
 
     def _max_lora_rank(self) -> int | None:
-        ranks = [s.config["lora"]["rank"] for s in self.plan.stages if s.kind == "train"]
+        ranks = [s.config["lora"]["rank"] for s in self.plan.stages if s.kind == "train" and s.config["lora"]]
         ranks += [s.largest_rank for s in self.manifest.stages if isinstance(s, SweepStage)]
         ranks += [s.max_lora_rank for s in self.manifest.stages if isinstance(s, PromoteStage)]
-        return max(ranks, default=None)
+        return max(ranks, default=0) or None
 
     def close_engine(self) -> None:
         """Stop the engine and wait until its processes are gone."""

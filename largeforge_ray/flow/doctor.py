@@ -42,6 +42,7 @@ def examine(store_url: str, *, quick: bool = False) -> Iterator[Check]:
     for port, user in PORTS.items():
         yield check_port(port, user)
     yield check_store(store_url)
+    yield check_sandbox()
     if not quick:
         yield check_start("torch", TORCH_PROGRAM)
         yield check_start("vllm", VLLM_PROGRAM)
@@ -126,6 +127,24 @@ def check_store(url: str) -> Check:
     except ForgeError as error:
         return Check("store", False, str(error), "see the message")
     return Check("store", True, f"{url} can be written")
+
+
+def check_sandbox() -> Check:
+    """Never a failure: only rows with ``check: code`` need it, and without it they are refused."""
+    from largeforge_ray.teach.sandbox import available
+
+    if problem := available():
+        return Check("sandbox", True, f"rows with check: code are refused: {problem}")
+    return Check("sandbox", True, "generated code is contained")
+
+
+def require_sandbox(source: Path) -> None:
+    """Raise ``ResourceError`` if rows of ``source`` need the sandbox and it does not work here."""
+    from largeforge_ray.data.ingest import asks_for
+    from largeforge_ray.teach.sandbox import available
+
+    if asks_for("code", source) and (problem := available()):
+        raise ResourceError(f"rows of '{source.name}' have check 'code', but {problem}")
 
 
 TORCH_PROGRAM = """

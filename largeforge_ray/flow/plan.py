@@ -12,18 +12,23 @@ from typing import Any
 from largeforge_ray.config.base import PARTS, StageBase
 from largeforge_ray.config.manifest import Manifest
 from largeforge_ray.config.stages import DatasetStage, EvaluateStage, PromoteStage
-from largeforge_ray.config.training import PRESETS, Lora, Training
+from largeforge_ray.config.training import PRESETS, Grpo, Lora, Training
 from largeforge_ray.data.ingest import content_identity, form_of
 from largeforge_ray.errors import ConfigError, ResourceError
+from largeforge_ray.flow.doctor import require_sandbox
 from largeforge_ray.models.hardware import Hardware
 from largeforge_ray.models.source import ModelSource, locate
+from largeforge_ray.observe.hosted import check_tracking
 from largeforge_ray.promote.preflight import check_servable, check_settings
 from largeforge_ray.store import Store, artifact_key
 from largeforge_ray.train import check_form
 
 ENGINE_GIB, TRAINER_GIB, CLUSTER_GIB = 3.5, 2.5, 1.5
 """Memory beside the weights of an engine (1 GiB of it KV cache), a training worker, and Ray itself."""
-WEIGHT_COPIES = {"teach": 1, "evaluate": 1, "promote": 1, "train": 3, "sweep": 3, "model": 3, "dataset": 0}
+WEIGHT_COPIES = {
+    **{"teach": 1, "evaluate": 1, "promote": 1, "train": 3, "sweep": 3},
+    **{"merge": 3, "model": 3, "dataset": 0},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
     Raises ``ConfigError`` or ``ModelError`` for what cannot work, ``CorruptArtifactError`` for a
     damaged artifact the run would stand on.
     """
+    check_tracking(manifest.tracking)
     source = locate(manifest.model, folder)
     weights_gib = _weights_gib(source)
     key = artifact_key("model", source.identity, [])
@@ -93,6 +99,7 @@ def _plan_stage(
         # The path is not part of the key: a moved file with the same rows is the same dataset.
         config.pop("source")
         config["content"] = content_identity(folder / stage.source)
+        require_sandbox(folder / stage.source)
     if isinstance(stage, PromoteStage):
         trained = manifest.stage(stage.candidate)
         assert isinstance(trained, Training)
@@ -100,8 +107,10 @@ def _plan_stage(
         # It becomes the expert's name.
         config["candidate"] = stage.candidate
     if isinstance(stage, Training):
-        config["lora"] = _resolve_lora(stage, weights_gib).model_dump(mode="json", exclude={"preset"})
+        lora = _resolve_lora(stage, weights_gib)
+        config["lora"] = lora.model_dump(mode="json", exclude={"preset"}) if lora else None
         _check_form(stage, manifest, folder)
+        _check_length(stage, manifest)
     references = stage.references()
     names = [ref.split(".")[0] for ref in references.values()]
     if stage.uses_model:
@@ -111,7 +120,7 @@ def _plan_stage(
     if isinstance(stage, EvaluateStage):
         for other in manifest.stages:
             if other.name in stage.candidates and isinstance(other, Training):
-                check_servable(other)
+                _check_answers(other)
         # Names stand in the outcome rows, so a renamed candidate is another outcome matrix.
         config["candidates"] = _candidates(stage, planned)
         config["task"] = stage.items.partition(".")[0]
@@ -120,11 +129,16 @@ def _plan_stage(
     key = artifact_key(stage.artifact_kind, config, parents)
     cached = store.find(stage.artifact_kind, key) is not None
     needs = _resources(kind, weights_gib, stage.processes if isinstance(stage, Training) else 1)
+    if isinstance(stage, Training) and isinstance(stage.algorithm, Grpo):
+        # The engine that draws answers lives beside the workers.
+        needs |= {"cpus": needs["cpus"] + 1, "memory_gib": needs["memory_gib"] + ENGINE_GIB + weights_gib}
     inputs = tuple(dict.fromkeys(names))
     return PlannedStage(stage.name, kind, stage.artifact_kind, key, parents, inputs, cached, config, needs)
 
 
-def _resolve_lora(stage: Training, weights_gib: float) -> Lora:
+def _resolve_lora(stage: Training, weights_gib: float) -> Lora | None:
+    if stage.lora is None:
+        return None
     if stage.lora.preset == "auto" and not weights_gib:
         raise ConfigError(
             f"lora.preset 'auto' of stage '{stage.name}' goes by the model's size, which is not known "
@@ -138,6 +152,21 @@ def _check_form(stage: Training, manifest: Manifest, folder: Path) -> None:
     source = manifest.stage(stage.data.split(".")[0])
     form = form_of(folder / source.source) if isinstance(source, DatasetStage) else "chat"
     check_form(stage.algorithm, form, source.name)
+
+
+def _check_length(stage: Training, manifest: Manifest) -> None:
+    longest = manifest.model.max_model_len
+    if stage.max_tokens > longest:
+        raise ConfigError(
+            f"max_tokens {stage.max_tokens} of stage '{stage.name}' exceeds model.max_model_len {longest}: "
+            "it would learn at positions that are never served; lower max_tokens or raise max_model_len"
+        )
+
+
+def _check_answers(stage: Training) -> None:
+    """A whole model has an engine of its own; a reward model answers in none."""
+    if stage.artifact_kind == "adapter" or stage.algorithm.name == "reward":
+        check_servable(stage)
 
 
 def _candidates(stage: EvaluateStage, planned: dict[str, PlannedStage]) -> dict[str, str]:
@@ -170,7 +199,7 @@ def _weights_gib(source: ModelSource) -> float:
 def _resources(kind: str, weights_gib: float, workers: int) -> dict[str, float]:
     if kind == "dataset":
         return {"cpus": 0, "gpus": 0, "memory_gib": 0.3}
-    beside = {"train": TRAINER_GIB * workers, "sweep": TRAINER_GIB * workers, "model": 1.0}.get(
+    beside = {"train": TRAINER_GIB * workers, "sweep": TRAINER_GIB * workers, "model": 1.0, "merge": 1.5}.get(
         kind, ENGINE_GIB
     )
     memory = CLUSTER_GIB + beside + WEIGHT_COPIES[kind] * weights_gib * workers

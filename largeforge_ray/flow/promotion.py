@@ -13,11 +13,10 @@ from largeforge_ray.errors import GateError
 from largeforge_ray.evaluate import paired_gain, qualities, read_outcomes
 from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import PlannedStage
-from largeforge_ray.promote import check_adapter, decide_gate, judge_probe
+from largeforge_ray.flow.probing import probe_adapter
+from largeforge_ray.promote import check_adapter, decide_gate
 from largeforge_ray.routing import territory_keywords
-from largeforge_ray.types import GenerateRequest, Generation, Sampling
 
-PROBES = 4
 TERRITORY_PROMPTS = 64
 
 
@@ -46,8 +45,7 @@ def make_router(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
     if not decision.passed:
         raise GateError(f"'{declared.candidate}' is not promoted: {decision.reason}")
     prompts = _training_prompts(context, declared.candidate)
-    with context.phase("probe"):
-        differing = _probe(context, prompts[:PROBES], str(adapter))
+    probe = probe_adapter(context, stage.name, adapter)
     table = _table(context, declared, prompts)
     (folder / "router.json").write_text(json.dumps(table, indent=2, sort_keys=True), encoding="utf-8")
     return {
@@ -55,7 +53,7 @@ def make_router(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
         "low": gain.low,
         "high": gain.high,
         "live": [e["name"] for e in table["experts"]],
-        "probe": {"prompts": min(PROBES, len(prompts)), "differing": differing},
+        "probe": probe,
         "gate": decision.reason,
     }
 
@@ -69,22 +67,6 @@ def _training_prompts(context: RunContext, candidate: str) -> list[str]:
         if len(prompts) == TERRITORY_PROMPTS:
             break
     return list(prompts)
-
-
-def _probe(context: RunContext, prompts: list[str], adapter: str) -> int:
-    import ray
-
-    engine = context.engine()
-
-    def ask(folder: str | None) -> list[Generation]:
-        requests = [
-            GenerateRequest(f"probe-{i}", ({"role": "user", "content": p},), Sampling(max_tokens=32), folder)
-            for i, p in enumerate(prompts)
-        ]
-        answers: list[Generation] = ray.get(engine.generate.remote(requests))
-        return answers
-
-    return judge_probe(ask(None), ask(adapter))
 
 
 def _table(context: RunContext, stage: PromoteStage, prompts: list[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from largeforge_ray.data.rows import part_path
 from largeforge_ray.errors import StageError
 from largeforge_ray.evaluate import outcome_row, outcome_work, paired_gain, qualities, score, write_outcomes
 from largeforge_ray.flow.context import RunContext
+from largeforge_ray.flow.merging import make_merged
 from largeforge_ray.flow.plan import PlannedStage, part_of
 from largeforge_ray.flow.promotion import make_router
 from largeforge_ray.flow.sweeping import make_sweep
@@ -58,7 +59,7 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics
     )
     prompts = count_rows(items.parent, items.stem)
     rows = _farm(
-        context, stage, items, [expand], teacher_row, prompts * declared.samples, ("kept", "dropped")
+        context, stage, items, [(None, expand)], teacher_row, prompts * declared.samples, ("kept", "dropped")
     )
     write_teacher_rows(folder / "rows.parquet", rows)
     chats = kept_chats(rows, declared.keep)
@@ -105,13 +106,15 @@ def _farm(
     context: RunContext,
     stage: PlannedStage,
     items: Path,
-    expands: list[Any],
+    work: list[tuple[Path | None, Any]],
     to_row: Any,
     total: int,
     verdicts: tuple[str, str],
 ) -> list[dict[str, Any]]:
-    """Run the farm over ``items`` once for each of ``expands``, with progress; returns all of the journal."""
-    engine = context.engine()
+    """Run the farm over ``items`` for each of ``work``, with progress; returns all of the journal.
+
+    Work is the folder of a model, None for the base and its adapters, and what expands an item.
+    """
     journal = RowJournal(context.store, stage.key)
     done = sum(1 for _ in journal.rows())
     started, counts = time.monotonic(), Counter[str]()
@@ -131,8 +134,11 @@ def _farm(
         context.emit(
             stage.name, "progress", {"done": done, "total": total}, f"{done} rows were already in the journal"
         )
-    with context.phase("generation"):
-        for expand in expands:
+    for model, expand in work:
+        waiting = time.monotonic()
+        engine = context.engine(model)
+        started += time.monotonic() - waiting
+        with context.phase("generation"):
             run_farm(items, expand=expand, to_row=to_row, engine=engine, journal=journal, on_batch=on_batch)
     rows = list(journal.rows())
     if len(rows) != total:
@@ -150,22 +156,10 @@ def make_outcomes(context: RunContext, stage: PlannedStage, folder: Path) -> Met
         raise StageError(
             f"item '{unscored['item_id']}' has no answer to compare with; add 'answer' to its row"
         )
-    experts = {
-        name: (context.plan[name].key, None if name == "base" else str(context.folder(name)))
-        for name in declared.candidates
-    }
-    # One expert after the other: a batch with a single adapted request runs at the adapter's pace.
-    expands = [
-        partial(
-            outcome_work,
-            experts={name: expert},
-            task=declared.items.split(".")[0],
-            sampling=Sampling(max_tokens=declared.max_tokens, seed=declared.seed),
-        )
-        for name, expert in experts.items()
-    ]
+    experts = declared.candidates
     total = count_rows(items.parent, items.stem) * len(experts)
-    made = _farm(context, stage, items, expands, outcome_row, total, ("right", "wrong"))
+    work = _expert_work(context, declared)
+    made = _farm(context, stage, items, work, outcome_row, total, ("right", "wrong"))
     rows = write_outcomes(folder, made, read_rows(items.parent, items.stem))
     quality = {name: qualities(rows, name) for name in experts}
     metrics: Metrics = {"candidates": {}, "gains": {}}
@@ -189,12 +183,33 @@ def make_outcomes(context: RunContext, stage: PlannedStage, folder: Path) -> Met
     return metrics
 
 
+def _expert_work(context: RunContext, declared: EvaluateStage) -> list[tuple[Path | None, Any]]:
+    """The candidates' work, in an order that starts each engine once: the base's, then those of models."""
+    work = []
+    # One expert after the other: a batch with a single adapted request runs at the adapter's pace.
+    for name in declared.candidates:
+        planned, model, adapter = context.plan[name], None, None
+        if planned.artifact_kind == "adapter":
+            adapter = str(context.folder(name))
+        elif name != "base":
+            model = context.folder(name)
+        expand = partial(
+            outcome_work,
+            experts={name: (planned.key, adapter)},
+            task=declared.items.split(".")[0],
+            sampling=Sampling(max_tokens=declared.max_tokens, seed=declared.seed),
+        )
+        work.append((model, expand))
+    return sorted(work, key=lambda each: each[0] is not None)
+
+
 STEPS: dict[str, Callable[[RunContext, PlannedStage, Path], Metrics]] = {
     "model": make_model,
     "dataset": make_dataset,
     "teach": make_rows,
     "train": make_adapter,
     "sweep": make_sweep,
+    "merge": make_merged,
     "evaluate": make_outcomes,
     "promote": make_router,
 }

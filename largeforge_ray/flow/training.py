@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.config.training import Lora, Training, TrainStage
+from largeforge_ray.config.training import Grpo, Lora, Training, TrainStage
 from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import PlannedStage, part_of
+from largeforge_ray.flow.probing import is_probed, probe_adapter
+from largeforge_ray.flow.tracking import tracked
+from largeforge_ray.observe.trackers import Trackers
 from largeforge_ray.store import Artifact, artifact_key
 from largeforge_ray.train import TokenSpec, TrainJob, check_form, describe, train, write_tokens
 
@@ -18,8 +22,9 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
     """Train on Ray Train; a killed run goes on from its newest checkpoint."""
     declared = context.manifest.stage(stage.name)
     assert isinstance(declared, TrainStage)
-    preset = declared.lora.preset
-    declared = declared.model_copy(update={"lora": Lora(**stage.config["lora"])})
+    preset = declared.lora.preset if declared.lora else None
+    lora = Lora(**stage.config["lora"]) if declared.lora else None
+    declared = declared.model_copy(update={"lora": lora})
     dataset = context.artifact(declared.data.split(".")[0])
     check_form(declared.algorithm, dataset.metrics.get("form"), dataset.name)
     with context.phase("ray start"):
@@ -34,26 +39,29 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
         tokens_dir=str(context.store.fetch(tokens)),
         reference_dir=str(context.store.fetch(reference)) if reference else None,
         board=context.tools.start_board(),
+        engine=rollout_engine(context, declared),
+        reward_dir=reward_dir(context, declared),
     )
-    if preset:
-        lora = declared.lora
+    if lora and preset:
         words = f"LoRA preset {preset}: rank {lora.rank}, alpha {lora.alpha:g}, {' and '.join(lora.targets)}"
         context.emit(stage.name, "progress", {}, words)
-    notes = _Notes(context, stage.name, declared, counts)
     storage = context.work_folder(stage)
     key = reference_key(context, tokens)
-    with context.store.staging("reference", key) as kept:
+    with context.store.staging("reference", key) as kept, tracked(context, stage) as trackers:
+        notes = _Notes(context, stage.name, declared, counts, trackers)
         result = train(job, storage=storage, target=folder, on_note=notes.take, reference=kept)
         if reference is None and any(kept.iterdir()):
             parents = [tokens.key, context.plan["base"].key]
             context.store.publish("reference", key, f"{stage.name}-reference", parents, {}, kept)
     context.phases["training"] = round(time.monotonic() - notes.began, 2)
+    probe = {"probe": probe_adapter(context, stage.name, folder)} if is_probed(declared) else {}
     shutil.rmtree(storage)
-    return {
+    return probe | {
         "algorithm": declared.algorithm.name,
         "steps": result.steps,
         "final_loss": result.losses[-1][1],
         "held_out": result.held_out,
+        "curve": result.curve,
         "tokens": round(counts["tokens"] * declared.epochs),
         "rows": counts["rows"],
         "left_out": counts["left_out"],
@@ -66,13 +74,17 @@ def make_tokens(context: RunContext, declared: Training) -> Any:
     """The dataset as token ids, from the store if an earlier stage or trial made them."""
     name = declared.data.split(".")[0]
     dataset, base = context.artifact(name), context.plan["base"]
-    spec = TokenSpec(str(context.folder("base")), declared.algorithm, declared.max_tokens)
+    longest = declared.max_tokens - declared.algorithm.answer_tokens
+    spec = TokenSpec(str(context.folder("base")), declared.algorithm, longest)
     part = part_of(declared, "data")
     config = {
         "form": declared.algorithm.form,
-        "max_tokens": declared.max_tokens,
+        "max_tokens": longest,
         "part": part,
     }
+    if isinstance(declared.algorithm, Grpo):
+        # Rows without a check are refused where nothing else judges.
+        config["checked"] = declared.algorithm.reward_model is None
     parents = [dataset.key, base.key]
     key = artifact_key("tokens", config, parents)
     if found := context.store.find("tokens", key):
@@ -82,6 +94,24 @@ def make_tokens(context: RunContext, declared: Training) -> Any:
     with context.store.staging("tokens", key) as folder:
         counts = {target: write_tokens(source, p, spec, folder, target) for target, p in parts.items()}
         return context.store.publish("tokens", key, f"{name}-tokens", parents, config, folder, counts)
+
+
+def rollout_engine(context: RunContext, declared: Training) -> Any:
+    """The run's engine for what learns from its own answers; None where vLLM is not installed."""
+    if not isinstance(declared.algorithm, Grpo):
+        return None
+    if find_spec("vllm") is None:
+        said = "vLLM is not installed: answers are drawn in the trainer, without a cache and so slowly"
+        context.emit(declared.name, "progress", {}, said)
+        return None
+    return context.engine()
+
+
+def reward_dir(context: RunContext, declared: Training) -> str | None:
+    """The folder of the reward model that judges, if one does."""
+    if not isinstance(declared.algorithm, Grpo) or declared.algorithm.reward_model is None:
+        return None
+    return str(context.folder(declared.algorithm.reward_model))
 
 
 def reference_key(context: RunContext, tokens: Artifact) -> str:
@@ -97,8 +127,16 @@ def find_reference(context: RunContext, tokens: Artifact) -> Artifact | None:
 class _Notes:
     """Turns the workers' notes into run events."""
 
-    def __init__(self, context: RunContext, name: str, declared: TrainStage, counts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        name: str,
+        declared: TrainStage,
+        counts: dict[str, Any],
+        trackers: Trackers,
+    ) -> None:
         self._context, self._name, self._declared, self._counts = context, name, declared, counts
+        self._trackers = trackers
         self._launched = self.began = time.monotonic()
         self.trainable = 0
 
@@ -108,6 +146,8 @@ class _Notes:
             self._begin(note)
         else:
             self._emit(note)
+        if kind == "step":
+            self._trackers.log(note["step"], {k: v for k, v in note.items() if k not in ("step", "steps")})
 
     def _begin(self, note: dict[str, Any]) -> None:
         self.began, self.trainable = time.monotonic(), note["trainable_parameters"]

@@ -1,4 +1,4 @@
-"""A chat engine: vLLM's asynchronous engine behind one method (read in vLLM 0.29.0).
+"""A chat engine: vLLM's asynchronous engine behind two methods (read in vLLM 0.29.0).
 
 Requests of many callers are batched continuously, and each may name its own adapter.
 """
@@ -6,14 +6,22 @@ Requests of many callers are batched continuously, and each may name its own ada
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import itertools
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from largeforge_ray.errors import ModelError
 from largeforge_ray.models.hardware import engine_args, engine_env
-from largeforge_ray.types import GenerateRequest, Generation
+from largeforge_ray.types import GenerateRequest, Generation, ScoreRequest, TokenScores
+
+HANDED_ADAPTERS = 2
+"""What is learning is asked about as it is now; requests under way may still read the one before."""
 
 
 class EngineDied(RuntimeError):
@@ -39,18 +47,59 @@ class Engine:
         self._llm: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._max_model_len = max_model_len
-        self._adapters: dict[str, int] = {}
+        self._adapters: dict[str, Any] = {}
+        self._numbers = itertools.count(1)
+        self._handed = Path(tempfile.mkdtemp(prefix="largeforge-adapters-"))
+        self._loading = asyncio.Lock()
+        self._answering, self._changed = 0, asyncio.Condition()
         self.start_seconds = time.monotonic() - started
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Answer all requests, in their order."""
-        return list(await asyncio.gather(*(self._one(r) for r in requests)))
+        async with self._changed:
+            self._answering += 1
+        try:
+            return list(await asyncio.gather(*(self._one(r) for r in requests)))
+        finally:
+            async with self._changed:
+                self._answering -= 1
+                self._changed.notify_all()
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
+        """How likely the model finds the tokens of each request, in their order.
+
+        It waits until nothing is being generated and computes one request at a time: with adapters
+        vLLM's CPU engine dies when a prompt's log-probabilities are asked for in a batch (its
+        ``add_lora_logits`` counts requests where it is given tokens). So the numbers also repeat.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._answering == 0)
+            return [await self._score(r) for r in requests]
+
+    async def put_adapter(self, files: dict[str, bytes]) -> str:
+        """Keep the files of a PEFT folder; returns the folder, for requests to name.
+
+        Its name follows from its bytes, because vLLM keeps prefixes by an adapter's name. The newest
+        ``HANDED_ADAPTERS`` stay.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(files):
+            digest.update(files[name])
+        folder = self._handed / digest.hexdigest()[:16]
+        async with self._loading:
+            folder.mkdir(exist_ok=True)
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            os.utime(folder)
+            by_age = sorted(self._handed.iterdir(), key=lambda f: f.stat().st_mtime_ns)
+            for old in by_age[:-HANDED_ADAPTERS]:
+                self._adapters.pop(str(old), None)
+                shutil.rmtree(old)
+        return str(folder)
 
     async def _one(self, request: GenerateRequest) -> Generation:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         started = time.monotonic()
-        ids = self._tokenizer.apply_chat_template(
+        ids = list(request.prompt_ids or ()) or self._tokenizer.apply_chat_template(
             list(request.messages), add_generation_prompt=True, return_dict=False
         )
         room = self._max_model_len - len(ids)
@@ -61,55 +110,104 @@ class Engine:
                 error=f"prompt of {len(ids)} tokens exceeds the context of {self._max_model_len}; "
                 "shorten it or raise model.max_model_len",
             )
+        s = request.sampling
+        params = {
+            "temperature": s.temperature,
+            "top_p": s.top_p,
+            "max_tokens": min(s.max_tokens, room),
+            "seed": s.seed,
+            "logprobs": 0,
+        }
         try:
-            return await self._run(request, ids, room, started)
-        except EngineDeadError as error:
-            raise EngineDied("the engine's core process died") from error
+            output = await self._run(request, ids, params)
         except ValueError as error:
             return Generation(request.request_id, prompt_tokens=len(ids), error=str(error))
-
-    async def _run(self, request: GenerateRequest, ids: list[int], room: int, started: float) -> Generation:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        s = request.sampling
-        params = SamplingParams(
-            temperature=s.temperature,
-            top_p=s.top_p,
-            max_tokens=min(s.max_tokens, room),
-            seed=s.seed,
-            logprobs=0,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        stream = self._llm.generate(
-            {"prompt_token_ids": ids}, params, request.request_id, lora_request=self._lora(request.adapter)
-        )
-        async for output in stream:
-            answer = output.outputs[0]
-            tokens = len(answer.token_ids)
-            return Generation(
-                request_id=request.request_id,
-                text=answer.text,
-                finish_reason=answer.finish_reason,
-                prompt_tokens=len(ids),
-                completion_tokens=tokens,
-                seconds=time.monotonic() - started,
-                mean_logprob=answer.cumulative_logprob / tokens
-                if tokens and answer.cumulative_logprob is not None
-                else None,
-            )
+        answer = output.outputs[0]
+        tokens = len(answer.token_ids)
+        drawn_ids, logprobs = _drawn_tokens(answer) if request.prompt_ids else ((), ())
         return Generation(
-            request.request_id, prompt_tokens=len(ids), error="the engine ended the request without an answer"
+            request_id=request.request_id,
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=len(ids),
+            completion_tokens=tokens,
+            seconds=time.monotonic() - started,
+            mean_logprob=answer.cumulative_logprob / tokens
+            if tokens and answer.cumulative_logprob is not None
+            else None,
+            token_ids=drawn_ids,
+            logprobs=logprobs,
         )
 
-    def _lora(self, adapter: str | None) -> Any:
-        if adapter is None:
+    async def _score(self, request: ScoreRequest) -> TokenScores:
+        # The engine must give one token, and looks up no cached prefix when it is asked about the prompt.
+        params = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+        ids = list(request.token_ids)
+        try:
+            output = await self._run(request, ids, params)
+        except ValueError as error:
+            return TokenScores(request.request_id, error=str(error))
+        following = zip(ids[1:], output.prompt_logprobs[1:], strict=True)
+        return TokenScores(request.request_id, tuple(known[token].logprob for token, known in following))
+
+    async def _run(self, request: GenerateRequest | ScoreRequest, ids: list[int], params: Any) -> Any:
+        """vLLM's finished output. Raises ``ValueError`` for a request that cannot be served."""
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            stream = self._llm.generate(
+                {"prompt_token_ids": ids},
+                SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY),
+                request.request_id,
+                lora_request=await self._adapter(request.adapter),
+            )
+            async for output in stream:
+                return output
+        except EngineDeadError as error:
+            raise EngineDied("the engine's core process died") from error
+        except VLLMClientError as error:
+            raise ValueError(str(error)) from error
+        raise ValueError("the engine ended the request without an answer")
+
+    async def _adapter(self, folder: str | None) -> Any:
+        """The engine's handle of an adapter, which is loaded when it is first asked for.
+
+        Raises ``ModelError`` for one the engine cannot load. Met in the middle of a batch it would end
+        the engine.
+        """
+        if folder is None:
             return None
         from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.exceptions import EngineDeadError
 
-        number = self._adapters.setdefault(adapter, len(self._adapters) + 1)
-        return LoRARequest(lora_name=Path(adapter).name, lora_int_id=number, lora_path=adapter)
+        async with self._loading:
+            if folder not in self._adapters:
+                handle = LoRARequest(
+                    lora_name=Path(folder).name, lora_int_id=next(self._numbers), lora_path=folder
+                )
+                try:
+                    await self._llm.add_lora(handle)
+                except EngineDeadError:
+                    raise
+                except Exception as error:  # vLLM gives whatever its core met as a plain Exception
+                    raise ModelError(
+                        f"the engine cannot load adapter {handle.lora_name}: {error}; train it again with "
+                        "targets and a rank the engine knows"
+                    ) from error
+                self._adapters[folder] = handle
+        return self._adapters[folder]
 
     def shutdown(self) -> None:
         """Stop the engine's processes and wait for them."""
         self._llm.shutdown()
+        shutil.rmtree(self._handed)
+
+
+def _drawn_tokens(answer: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Ids and log-probabilities of vLLM's finished answer, before any temperature (``raw_logprobs``)."""
+    ids = tuple(answer.token_ids)
+    found = zip(ids, answer.logprobs, strict=True)
+    return ids, tuple(known[token].logprob for token, known in found)

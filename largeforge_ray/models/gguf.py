@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
+import struct
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from largeforge_ray.errors import ModelError
 
 TURN_END = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 """Tokens that end a turn in common chat templates, looked up in the template itself."""
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""Type numbers of GGUF metadata, as ``struct`` writes them; 8 is a string, 9 an array."""
+
+
+def read_context(gguf: Path) -> int | None:
+    """The context in tokens that the file's metadata states; None if it states none before its vocabulary.
+
+    Only what stands before that is read, a few hundred bytes. A damaged file fails when it is converted.
+    Format: GGUF 2 and 3, ggml's docs/gguf.md.
+    """
+    with gguf.open("rb") as file, suppress(struct.error, KeyError):
+        magic, _, _, fields = struct.unpack("<4sIQQ", file.read(24))
+        for _ in range(fields if magic == b"GGUF" else 0):
+            name = _text(file)
+            if name.startswith("tokenizer."):
+                break
+            value = _value(file, _number(file, "I"))
+            if name.endswith(".context_length"):
+                return int(value)
+    return None
+
+
+def _value(file: BinaryIO, kind: int) -> Any:
+    if kind == 8:
+        return _text(file)
+    if kind == 9:
+        item = _number(file, "I")
+        return [_value(file, item) for _ in range(_number(file, "Q"))]
+    return _number(file, SCALARS[kind])
+
+
+def _number(file: BinaryIO, form: str) -> Any:
+    return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))[0]
+
+
+def _text(file: BinaryIO) -> str:
+    return file.read(_number(file, "Q")).decode("utf-8", "replace")
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:

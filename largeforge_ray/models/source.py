@@ -11,12 +11,14 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.manifest import ModelConfig
 from largeforge_ray.errors import ModelError
+from largeforge_ray.models.gguf import convert_gguf, read_context
+from largeforge_ray.models.rope import check_context, native_context, scale_positions
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
 NEVER_COPIED = (*PICKLE_SUFFIXES, ".py", ".onnx", ".h5", ".msgpack", ".gguf")
@@ -38,8 +40,20 @@ class ModelSource:
 def locate(config: ModelConfig, base: Path | None = None) -> ModelSource:
     """Find the source without loading it. Relative folders are looked up from ``base``.
 
-    Raises ``ModelError`` naming what was looked for and how to provide it.
+    Raises ``ModelError`` naming what was looked for and how to provide it, ``ConfigError`` if it is known
+    already that ``max_model_len`` exceeds its context.
     """
+    found = _find(config, base)
+    if found.gguf is not None:
+        check_context(config, read_context(found.gguf))
+    elif found.folder is not None:
+        check_context(config, native_context(_settings(found.folder)))
+    if config.rope is None:
+        return found
+    return replace(found, identity=found.identity | {"rope": config.rope.model_dump(mode="json")})
+
+
+def _find(config: ModelConfig, base: Path | None) -> ModelSource:
     source = config.source
     if source.startswith("package:"):
         return _locate_package(config, source.removeprefix("package:"))
@@ -93,13 +107,19 @@ def _locate_hub(config: ModelConfig) -> ModelSource:
 def materialise(source: ModelSource, target: Path) -> None:
     """Write the model into the empty folder ``target`` as safetensors with its tokenizer.
 
-    Raises ``ModelError`` if the source cannot be had or is refused.
+    Raises ``ModelError`` if the source cannot be had or is refused, ``ConfigError`` if its context is too
+    short for ``max_model_len``.
     """
     if source.gguf is not None:
-        from largeforge_ray.models.gguf import convert_gguf
-
         convert_gguf(source.gguf, target)
-        return
+    else:
+        _copy(source, target)
+    check_context(source.config, native_context(_settings(target)))
+    if source.config.rope is not None:
+        scale_positions(target, source.config.rope)
+
+
+def _copy(source: ModelSource, target: Path) -> None:
     folder = source.folder
     if source.scheme == "hub":
         folder = _download_hub(source.config)
@@ -160,10 +180,7 @@ def _check_folder(folder: Path, config: ModelConfig) -> None:
         raise ModelError(
             f"model folder '{folder}' has no config.json; point at a folder saved by save_pretrained"
         )
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"'{folder / 'config.json'}' is not JSON: {error}; save the model again") from None
+    settings = _settings(folder)
     if "auto_map" in settings and not config.trust_remote_code:
         raise ModelError(
             f"model '{folder.name}' wants to run its own code (auto_map in config.json); "
@@ -179,6 +196,14 @@ def _check_folder(folder: Path, config: ModelConfig) -> None:
         )
     if not pickled:
         raise ModelError(f"model folder '{folder}' has no model.safetensors; point at a folder with weights")
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"'{folder / 'config.json'}' is not JSON: {error}; save the model again") from None
+    return settings
 
 
 def _digest(folder: Path) -> str:

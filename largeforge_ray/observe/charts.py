@@ -85,6 +85,10 @@ def loss_chart(curve: LossCurve, width: float) -> Markup:
         svg.line(left, bottom, right, bottom, "frame"),
         svg.text(right, height - 4, "step", "axis", "end"),
     ]
+    parts += [
+        svg.element("g", svg.title(said), svg.line(x(step), top, x(step), bottom, "mark"))
+        for step, said in curve.marks
+    ]
     drawn = _thinned(curve.points)
     smooth = smoothed(curve.points)
     parts.append(svg.polyline([(x(a), y(b)) for a, b in drawn], "curve faint" if smooth else "curve"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from largeforge_ray.errors import CorruptArtifactError, StoreError
 from largeforge_ray.observe import data as view
+from largeforge_ray.observe import words
 from largeforge_ray.observe.ancestry import trace_lineage
 from largeforge_ray.observe.events import read_events, run_file
 from largeforge_ray.observe.items import compare_items
@@ -86,7 +87,11 @@ class _Gathered:
 
     def losses(self) -> tuple[view.LossCurve, ...]:
         curves = (
-            _loss_curve(stage.name, self._metrics(stage).get("losses") or self._logged_losses(stage.name))
+            _loss_curve(
+                stage.name,
+                self._metrics(stage).get("losses") or self._logged_losses(stage.name),
+                self._metrics(stage).get("history") or (),
+            )
             for stage in self._of_kind(*TRAINING)
         )
         return tuple(curve for curve in curves if curve.points)
@@ -254,11 +259,14 @@ def _run_state(stages: Sequence[view.StageView]) -> str:
     return "finished" if states <= {"finished", "cached"} else "running"
 
 
-def _loss_curve(stage: str, pairs: Iterable[Sequence[Any]]) -> view.LossCurve:
+def _loss_curve(
+    stage: str, pairs: Iterable[Sequence[Any]], history: Iterable[Mapping[str, Any]]
+) -> view.LossCurve:
     """Rising steps, each once: a step that was repeated after a resume counts with its last loss."""
     by_step = {float(step): float(loss) for step, loss in pairs}
     finite = sorted((step, loss) for step, loss in by_step.items() if math.isfinite(loss))
-    return view.LossCurve(stage, tuple(finite), len(by_step) - len(finite))
+    marks = tuple((float(leg["step"]), f"until here {words.leg(leg)}") for leg in history)
+    return view.LossCurve(stage, tuple(finite), len(by_step) - len(finite), marks)
 
 
 def _evaluation(stage: str, metrics: Mapping[str, Any]) -> view.Evaluation:

@@ -33,11 +33,15 @@ class StageView:
 
 @dataclass(frozen=True, slots=True)
 class LossCurve:
-    """The training loss of one stage: (step, nats per token) pairs with rising steps."""
+    """The training loss of one stage: (step, nats per token) pairs with rising steps.
+
+    ``marks`` are steps at which another trial's weights were taken over, each with a sentence.
+    """
 
     stage: str
     points: tuple[tuple[float, float], ...]
     not_finite: int = 0
+    marks: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,15 @@ class HeatCell:
 
 @dataclass(frozen=True, slots=True)
 class TrialView:
-    """One trial of a sweep. ``point`` is its settings in words."""
+    """One trial of a sweep: its settings, and whose weights it went on from, first to last, in words."""
 
+    name: str
     point: str
     held_out: float
     step: int
     stopped: bool
     seconds: float
+    taken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,11 @@ class Sweep:
     low: float
     high: float
     trials: tuple[TrialView, ...]
+
+    @property
+    def population(self) -> bool:
+        """Whether a trial took another one over."""
+        return any(trial.taken for trial in self.trials)
 
     def warmth(self, cell: HeatCell) -> int:
         """0 (the worst cell) to 100 (the best)."""

@@ -30,11 +30,13 @@ def sweep_view(stage: str, metrics: Mapping[str, Any]) -> Sweep | None:
     losses = sorted(c.held_out for line in cells for c in line if c is not None)
     views = tuple(
         TrialView(
+            name=str(t.get("trial", "")),
             point=words.point(t["point"]),
             held_out=float(t["held_out"]),
             step=int(t["step"]),
             stopped=bool(t["stopped"]),
             seconds=float(t["seconds"]),
+            taken=tuple(map(words.leg, t.get("history") or ())),
         )
         for t in trials
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from largeforge_ray.observe.data import Interval, Promotion, ReportData
 
@@ -63,6 +64,11 @@ def setting(value: object) -> str:
 def point(settings: Mapping[str, object]) -> str:
     """A sweep's point: rank 4, alpha 8."""
     return ", ".join(f"{name} {setting(value)}" for name, value in settings.items())
+
+
+def leg(taken: Mapping[str, Any]) -> str:
+    """Whose weights a trial went on from: trial 00003 at step 12 (rank 4, alpha 8)."""
+    return f"trial {taken['trial']} at step {taken['step']} ({point(taken['point'])})"
 
 
 def confidence(interval: Interval) -> str:

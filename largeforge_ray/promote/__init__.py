@@ -1,16 +1,24 @@
 """What stands between an adapter and live traffic: preflight, gate, probe.
 
-from largeforge_ray.promote import check_adapter, decide_gate, judge_probe
+from largeforge_ray.promote import check_adapter, decide_gate, judge_logits
 
 check_adapter(folder, max_lora_rank=16)               # can the engine load it at all
 decide_gate(gain, min_gain=0.0)                       # is it better, beyond noise
-judge_probe(base_answers, expert_answers)             # does it do anything once loaded
+judge_logits(reference, base, adapted)                # does the engine compute what was trained
 """
 
 from __future__ import annotations
 
 from largeforge_ray.promote.gate import GateDecision, decide_gate
-from largeforge_ray.promote.preflight import check_adapter, check_settings
-from largeforge_ray.promote.probe import judge_probe
+from largeforge_ray.promote.preflight import check_adapter, check_settings, why_not_servable
+from largeforge_ray.promote.probe import ProbeResult, judge_logits
 
-__all__ = ["GateDecision", "check_adapter", "check_settings", "decide_gate", "judge_probe"]
+__all__ = [
+    "GateDecision",
+    "ProbeResult",
+    "check_adapter",
+    "check_settings",
+    "decide_gate",
+    "judge_logits",
+    "why_not_servable",
+]

@@ -8,13 +8,14 @@ as it takes alone.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.training import TrainStage
 from largeforge_ray.models.hardware import threads_per_worker
+from largeforge_ray.sweep.files import read_files, write_files
 from largeforge_ray.train.bench import Bench
 from largeforge_ray.train.checkpoint import Progress, load_checkpoint, load_reference, save_checkpoint
 from largeforge_ray.train.loop import Course, quiet
@@ -61,8 +62,7 @@ class Pack:
         runner = _Runner(Course(self._bench, lane, Path(self._job.tokens_dir)))
         if files:
             with tempfile.TemporaryDirectory(prefix="largeforge-lane-") as folder:
-                for file, content in files.items():
-                    (Path(folder) / file).write_bytes(content)
+                write_files(Path(folder), files)
                 runner.progress = load_checkpoint(Path(folder), lane)
         runner.progress.reference = self._reference
         runner.course.prepare(runner.progress, None, lambda rows: None)
@@ -84,6 +84,8 @@ class Pack:
             tokens += course.take_step(progress)["tokens"]
         progress.held_out.pop("after", None)
         course.measure(progress, "after")
+        if progress.step == steps:
+            progress.probe = course.probe()
         figures = {
             "held_out": progress.held_out["after"]["loss"],
             "loss": progress.losses[-1][1],
@@ -96,9 +98,10 @@ class Pack:
 
     def _files(self, runner: _Runner) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory(prefix="largeforge-lane-") as folder:
-            kept = Progress(runner.progress.step, runner.progress.losses, runner.progress.held_out)
+            # The reference is the pack's; every trial would bring the same along.
+            kept = replace(runner.progress, reference=None)
             save_checkpoint(Path(folder), self._bench, runner.course.lane, kept)
-            return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+            return read_files(Path(folder))
 
     def leave(self, name: str) -> None:
         """Let a trial go; the others notice nothing."""

@@ -1,8 +1,7 @@
 """A sweep as Ray Tune sees it: trials without resources of their own that ride in packs.
 
-A trial is a process that only forwards: it asks its pack for the next measurement, hands Tune the
-result and keeps the checkpoint. So Tune's searchers and schedulers stop and restore single trials while
-the weights they train lie beside each other on one base.
+Tune's searchers and schedulers stop, restore and copy single trials while the weights they train lie
+beside each other on one base.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ import logging
 import pickle
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.config.sweeping import Asha, Grid, Median, Optuna, Range, SweepStage
+from largeforge_ray.config.sweeping import Asha, Grid, Median, Optuna, Pbt, Range, SweepStage
 from largeforge_ray.errors import StageError
+from largeforge_ray.sweep.lane_trial import TRIAL_FILE, trial_class
 
 METRIC = "held_out"
 TRIAL_BYTES = 200 * 1024**2
@@ -28,14 +29,18 @@ class Trial:
     """One finished trial. ``folder`` holds its checkpoint, an adapter among it.
 
     ``held_out`` is the loss on held-out rows; ``stopped`` says that a scheduler ended it early.
+    ``history`` lists what it took over, first to last: up to ``step`` its weights were those of ``trial``,
+    trained with ``point``. Empty if it trained alone.
     """
 
+    name: str
     point: dict[str, Any]
     held_out: float
     step: int
     stopped: bool
     seconds: float
     losses: list[list[float]]
+    history: list[dict[str, Any]]
     figures: dict[str, dict[str, float]]
     folder: Path
 
@@ -80,7 +85,11 @@ def run_sweep(
                 storage_path=str(path.parent),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=3),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_frequency=1,
+                    # A trial that has yet to start may be about to go on from an older one of another trial.
+                    num_to_keep=None if isinstance(stage.stopping, Pbt) else 1,
+                ),
             ),
         )
     grid = tuner.fit()
@@ -105,14 +114,18 @@ def _restored(path: Path, trainable: Any) -> Any:
 
 def _trial(result: Any) -> Trial:
     metrics, folder = result.metrics, Path(result.checkpoint.path)
-    facts = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    facts, kept = (
+        json.loads((folder / file).read_text(encoding="utf-8")) for file in ("progress.json", TRIAL_FILE)
+    )
     return Trial(
+        name=kept["trial"],
         point=json.loads(metrics["point"]),
         held_out=metrics[METRIC],
         step=metrics["step"],
         stopped=metrics["step"] < metrics["steps"],
         seconds=round(metrics["time_total_s"], 2),
         losses=facts["losses"],
+        history=kept["history"],
         figures=facts["held_out"],
         folder=folder,
     )
@@ -160,57 +173,26 @@ def _scheduler(stage: SweepStage) -> Any:
         )
     if isinstance(s, Median):
         return schedulers.MedianStoppingRule(grace_period=s.grace, time_attr="training_iteration")
+    if isinstance(s, Pbt):
+        return schedulers.PopulationBasedTraining(
+            time_attr="training_iteration",
+            perturbation_interval=s.every,
+            quantile_fraction=s.quantile,
+            hyperparam_mutations={"point": {path: _mutation(path, stage.space[path]) for path in s.mutate}},
+            custom_explore_fn=partial(_within, stage.space),
+            log_config=False,
+        )
     return None
 
 
-def trial_class() -> Any:
-    """Tune's ``Trainable`` around one lane of a pack."""
-    import ray
-    from ray import tune
+def _mutation(path: str, values: Any) -> Any:
+    """Of a list the neighbour of a value, of a range 0.8 or 1.2 times it; one time in four a fresh draw."""
+    return _domain(path, values) if isinstance(values, Range) else values
 
-    class LaneTrial(tune.Trainable):
-        def setup(self, config: dict[str, Any], **given: Any) -> None:
-            self._hosts: list[Any] = given["hosts"]
-            self._stage: SweepStage = given["stage"]
-            self._board = given["board"]
-            self._files: dict[str, bytes] | None = None
-            self._enter(config)
 
-        def _enter(self, config: dict[str, Any]) -> None:
-            self._point = dict(config["point"])
-            self._training = self._stage.trial(self._point)
-            counts = ray.get([host.trials.remote() for host in self._hosts])
-            self._host = self._hosts[counts.index(min(counts))]
-            self._name = f"lane{self.trial_id.replace('_', '')}"
-            ray.get(self._host.join.remote(self._name, self._training))
-
-        def step(self) -> dict[str, Any]:
-            made: dict[str, Any]
-            try:
-                made, self._files = ray.get(self._host.advance.remote(self._name))
-            except KeyError:
-                # The pack was restarted: bring it what this trial last kept.
-                ray.get(self._host.join.remote(self._name, self._training, self._files))
-                made, self._files = ray.get(self._host.advance.remote(self._name))
-            if self._board is not None:
-                self._board.post.remote(made | {"trial": self.trial_id, "point": self._point})
-            return made | {"point": json.dumps(self._point)}
-
-        def save_checkpoint(self, checkpoint_dir: str) -> None:
-            for name, content in (self._files or {}).items():
-                (Path(checkpoint_dir) / name).write_bytes(content)
-
-        def load_checkpoint(self, checkpoint_dir: Any) -> None:
-            self._files = {p.name: p.read_bytes() for p in Path(checkpoint_dir).iterdir() if p.is_file()}
-            ray.get(self._host.join.remote(self._name, self._training, self._files))
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.cleanup()
-            self._files = None
-            self._enter(new_config)
-            return True
-
-        def cleanup(self) -> None:
-            ray.get(self._host.leave.remote(self._name))
-
-    return LaneTrial
+def _within(space: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A mutated config whose values are in their ranges, which the factors may leave."""
+    ends = {path: values for path, values in space.items() if isinstance(values, Range)}
+    point: dict[str, Any] = config["point"]
+    held = {p: min(max(point[p], ends[p].low), ends[p].high) if p in ends else point[p] for p in point}
+    return config | {"point": held}

@@ -1,20 +1,28 @@
-"""Checks that compare an answer with what is expected; each a pure function with its reason."""
+"""Checks that compare an answer with what is expected, each with its reason; only ``code`` is not pure."""
 
 from __future__ import annotations
 
+import builtins
 import json
 import math
 import re
+import secrets
 from collections.abc import Callable
 from typing import Any
 
+from largeforge_ray.teach.sandbox import CodeResult, run_code
 from largeforge_ray.types import Verdict
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+FENCED = re.compile(r"^[ ]*```[ ]*([\w+-]*)[^\n]*\n(.*?)(?:^[ ]*```|\Z)", re.DOTALL | re.MULTILINE)
+LIMITS = {"timeout": "time limit", "memory": "memory limit", "output": "output limit", "killed": "crashed"}
 
 
 def verify(check: str | None, text: str, answer: Any) -> Verdict:
-    """Whether ``text`` answers rightly. Without a check any answer that is not empty is kept."""
+    """Whether ``text`` answers rightly. Without a check any answer that is not empty is kept.
+
+    Raises ``ResourceError`` if the check is ``code`` and this machine cannot contain what it would run.
+    """
     if not text.strip():
         return Verdict(False, "length", "empty answer")
     if check is None:
@@ -61,9 +69,43 @@ def _number(text: str, answer: Any) -> str | None:
     )
 
 
+def extract_code(text: str) -> str:
+    """The first fenced block that is Python, else the first without a language, else the whole text.
+
+    A block that is cut off ends with the text.
+    """
+    blocks = [(language.lower(), code) for language, code in FENCED.findall(text)]
+    for wanted in (("python", "py", "python3"), ("",)):
+        for language, code in blocks:
+            if language in wanted:
+                return str(code)
+    return text
+
+
+def _code(text: str, answer: Any) -> str | None:
+    """``answer`` is Python tests, run after the reply's code as in HumanEval (Chen et al. 2021)."""
+    # A reply that ends the interpreter by itself would pass whatever the tests say.
+    passed = secrets.token_hex(16)
+    tested = f"{extract_code(text)}\n\n{answer}\n\nprint('\\n{passed}', flush=True)\n"
+    result = run_code(tested)
+    if result.outcome in LIMITS:
+        return LIMITS[result.outcome]
+    return None if result.passed and passed in result.stdout else _why_not(result)
+
+
+def _why_not(result: CodeResult) -> str:
+    """Only names of built-in exceptions, because a reason is counted and replies can name their own."""
+    for line in reversed(result.stderr.splitlines()):  # a message may have lines of its own
+        kind = getattr(builtins, line.partition(":")[0], None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            return f"tests fail: {kind.__name__}"
+    return "tests fail: another exception" if "Traceback" in result.stderr else "ends before its tests"
+
+
 CHECKS: dict[str, Callable[[str, Any], str | None]] = {
     "exact": _exact,
     "contains": _contains,
     "json": _json,
     "number": _number,
+    "code": _code,
 }

@@ -11,13 +11,14 @@ result.losses, result.held_out                                       # and a PEF
 from __future__ import annotations
 
 from largeforge_ray.train.background import run_beside
-from largeforge_ray.train.build import ADAPTER_FILES, train
+from largeforge_ray.train.build import train
+from largeforge_ray.train.checkpoint import PRODUCT
 from largeforge_ray.train.loop import TrainJob
 from largeforge_ray.train.tokens import TokenSpec, write_tokens
 from largeforge_ray.train.words import check_form, describe
 
 __all__ = [
-    "ADAPTER_FILES",
+    "PRODUCT",
     "TokenSpec",
     "TrainJob",
     "check_form",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from largeforge_ray.train.dpo import DpoObjective
+from largeforge_ray.train.grpo import GrpoObjective
 from largeforge_ray.train.kto import KtoObjective
 from largeforge_ray.train.objective import Objective
 from largeforge_ray.train.orpo import OrpoObjective
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "kto": KtoObjective,
     "simpo": SimpoObjective,
     "reward": RewardObjective,
+    "grpo": GrpoObjective,
 }
 
 

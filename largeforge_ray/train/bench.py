@@ -7,15 +7,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from largeforge_ray.config.training import DIVIDES_WEIGHTS
 from largeforge_ray.errors import ModelError
 from largeforge_ray.models.hardware import detect
 from largeforge_ray.train.algorithms import objective_for
 from largeforge_ray.train.attention import register_attention
 from largeforge_ray.train.batch import Batch, check_packing, collate, score
+from largeforge_ray.train.holding import Sharded, shard
 from largeforge_ray.train.lane import Lane
 from largeforge_ray.train.lora import linear_names, lora_config
 from largeforge_ray.train.objective import Known, Objective
 from largeforge_ray.train.order import lay_out
+from largeforge_ray.train.quantized import keep_for_training, nf4
 from largeforge_ray.train.tokens import TokenTable
 
 PACKING_TOLERANCE = 0.1
@@ -30,37 +33,68 @@ class Bench:
     rows are laid out) comes from ``stage``; what is a lane's own comes from the lane's.
     """
 
-    def __init__(self, stage: Any, model_dir: str, *, rank: int = 0, workers: int = 1) -> None:
+    def __init__(
+        self, stage: Any, model_dir: str, *, rank: int = 0, workers: int = 1, device: str | None = None
+    ) -> None:
         import torch
 
-        self.stage, self.rank, self.workers = stage, rank, workers
-        self.device = torch.device("cuda" if detect().gpus else "cpu")
-        self.model: Any = load_base(stage, model_dir).to(self.device)
-        self.lanes: dict[str, Lane] = {}
+        self.stage, self.model_dir, self.rank, self.workers = stage, model_dir, rank, workers
+        self.device = torch.device(device or ("cuda" if detect().gpus else "cpu"))
+        self.model: Any = load_base(stage, model_dir, self.device)
+        self.lanes: dict[str, Any] = {}
         self._linear = linear_names(self.model)
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
-    def add_lane(self, stage: Any, name: str = "default") -> Lane:
-        """A fresh adapter, which starts from the same numbers whatever lanes there are beside it."""
+    def add_lane(self, stage: Any, name: str = "default") -> Any:
+        """Fresh weights to train, which start from the same numbers whatever lanes there are beside them."""
         import torch
-        from peft import PeftModel
 
-        task = "SEQ_CLS" if stage.algorithm.name == "reward" else "CAUSAL_LM"
         torch.manual_seed(stage.seed)
-        config = lora_config(stage.lora, self._linear, task)
-        if isinstance(self.model, PeftModel):
-            self.model.add_adapter(name, config)
-        else:
-            self.model = PeftModel(self.model, config, adapter_name=name)
+        mine = self._whole_model() if stage.lora is None else self._adapter(stage, name)
         self.model.train()
-        mine = {n: p for n, p in self.model.named_parameters() if f".{name}." in n}
-        lane = Lane(name, stage, objective_for(stage.algorithm), mine)
-        for parameter in mine.values():
-            parameter.data = parameter.data.to(self.model.dtype)
-        if not self.lanes and stage.batching == "packed" and task == "CAUSAL_LM":
+        lane = self._lane(stage, name, mine)
+        if not self.lanes and stage.batching == "packed" and stage.algorithm.name != "reward":
             self._refuse_leaking()
         self.lanes[name] = lane
         return lane
+
+    def _adapter(self, stage: Any, name: str) -> dict[str, Any]:
+        from peft import PeftModel
+
+        task = "SEQ_CLS" if stage.algorithm.name == "reward" else "CAUSAL_LM"
+        config = lora_config(stage.lora, self._linear, task)
+        if isinstance(self.model, PeftModel):
+            self.model.add_adapter(name, config)
+            # PEFT activates no adapter that is added, and takes one it deleted for active still.
+            self.model.set_adapter(name)
+        else:
+            self.model = PeftModel(self.model, config, adapter_name=name)
+        return {n: p for n, p in self.model.named_parameters() if f".{name}." in n}
+
+    def _whole_model(self) -> dict[str, Any]:
+        return dict(self.model.named_parameters())
+
+    def _lane(self, stage: Any, name: str, mine: dict[str, Any]) -> Any:
+        """The weights as they are now, in float32, in a lane; the model goes on in its own precision."""
+        objective, dtype = objective_for(stage.algorithm), self.model.dtype
+        divided = self.workers > 1 and stage.strategy != "ddp"
+        if not divided:
+            lane = Lane(name, stage, objective, mine, self.model)
+            for parameter in mine.values():
+                parameter.data = parameter.data.to(dtype)
+            return lane
+        first = {n: p.detach().float().clone() for n, p in mine.items()}
+        for parameter in mine.values():
+            parameter.data = parameter.data.to(dtype)
+        if stage.strategy == "fsdp2":
+            shard(self.model, self.workers, self.device)
+            names = dict(self.model.named_parameters())
+            lane = Lane(name, stage, objective, {n: names[n] for n in mine}, self.model, Sharded())
+            lane.put(first)
+            return lane
+        from largeforge_ray.train.zero import ZeroLane
+
+        return ZeroLane(name, stage, objective, mine, self.model, self.workers, first)
 
     def remove_lane(self, name: str) -> None:
         """Forget a lane and free what it held."""
@@ -82,37 +116,62 @@ class Bench:
         import torch
 
         o = lane.objective
-        if self.model.active_adapter != lane.name:
-            self.model.set_adapter(lane.name)
+        self.activate(lane)
         weight = float(table.learned[list(rows)][:, o.trained].sum()) if o.per_token else float(len(rows))
         context = self._context(lane, table, rows, reference)
         sums: dict[str, Any] = {}
         with nullcontext() if learn else torch.no_grad():
-            for part in self._passes(table, rows, o.trained):
+            passes = self._passes(table, rows, o.trained, lane.in_step)
+            for number, (part, share) in enumerate(passes, 1):
                 known = self._known(lane, table, part, o.trained, reference, context)
-                made = o.loss(o.forward(self.model, self.batch(table, part, o.trained)), known)
+                made = o.loss(o.forward(lane.network, self.batch(table, part, o.trained)), known)
                 if learn:
-                    (made.total / weight).backward()
-                    lane.collect()
+                    lane.backward(made.total * (share / weight), last=number == len(passes))
                 for name, value in {"loss": made.total, **made.figures}.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach()
+                    sums[name] = sums.get(name, 0.0) + share * value.detach()
         return {
             name: value / (weight if name == "loss" else len(rows))
             for name, value in self._over_workers(o, sums).items()
         }
 
     def reference_logps(self, table: TokenTable, on_rows: Callable[[int], None]) -> Any:
-        """Summed log-probabilities of every sequence with adapters off, float32 ``(rows, sequences)``."""
+        """Summed log-probabilities of every sequence with adapters off, float32 ``(rows, sequences)``.
+
+        Of a whole model in training they are its own, so they are asked for before the first step.
+        """
         import torch
 
         made = torch.zeros(len(table), table.lengths.shape[1])
+        in_step = any(lane.in_step for lane in self.lanes.values())
         for start in range(0, len(table), MEASURED_AT_ONCE):
             rows = range(start, min(start + MEASURED_AT_ONCE, len(table)))
             for role in range(made.shape[1]):
-                for part in self._passes(table, rows, (role,)):
-                    made[part, role] = self._reference(self.batch(table, part, (role,)))
+                for part, share in self._passes(table, rows, (role,), in_step):
+                    logps_S = self._reference(self.batch(table, part, (role,)))
+                    if share:
+                        made[part, role] = logps_S.float().cpu()
             on_rows(len(rows))
         return self._total(made)
+
+    def token_logps(self, lane: Lane, table: TokenTable, *, adapter: bool = True) -> dict[int, list[float]]:
+        """Log-probabilities of the learned tokens of those rows that fall to this worker, no gradient."""
+        import torch
+
+        made: dict[int, list[float]] = {}
+        roles = lane.objective.trained
+        self.activate(lane)
+        with torch.no_grad(), nullcontext() if adapter else self.model.disable_adapter():
+            for part, _ in self._passes(table, range(len(table)), roles, lane.in_step):
+                scores = score(self.model, self.batch(table, part, roles))
+                counts = table.learned[part][:, roles].sum(1).tolist()
+                split = scores.logps_N.split(counts)
+                made |= {row: logps.tolist() for row, logps in zip(part, split, strict=True)}
+        return made
+
+    def activate(self, lane: Lane) -> None:
+        """Let the model compute with the lane's adapter."""
+        if lane.stage.lora is not None and self.model.active_adapter != lane.name:
+            self.model.set_adapter(lane.name)
 
     def _context(self, lane: Lane, table: TokenTable, rows: Sequence[int], reference: Any) -> Any:
         import torch
@@ -122,12 +181,18 @@ class Bench:
             return None
         seen = []
         with torch.no_grad():
-            for part in self._passes(table, rows, o.observed):
+            for part, share in self._passes(table, rows, o.observed, lane.in_step):
                 known = self._known(lane, table, part, o.observed, reference, None)
-                seen.append((o.forward(self.model, self.batch(table, part, o.observed)), known))
+                made = o.forward(self.model, self.batch(table, part, o.observed))
+                if share:
+                    seen.append((made, known))
         return o.context(seen, self._total)
 
-    def _passes(self, table: TokenTable, rows: Sequence[int], roles: tuple[int, ...]) -> list[list[int]]:
+    def _passes(
+        self, table: TokenTable, rows: Sequence[int], roles: tuple[int, ...], in_step: bool
+    ) -> list[tuple[list[int], float]]:
+        """This worker's passes as rows and their share: 1, or 0 of a pass that is only there so that the
+        workers stay in step."""
         # A row's sequences stay together, so a row is as long as all of them; padded, as its longest.
         lengths = table.lengths[:, roles]
         packed = self.stage.batching == "packed"
@@ -139,7 +204,8 @@ class Bench:
             tokens_per_pass=self.stage.tokens_per_pass,
             workers=self.workers,
         )
-        return [part for part in dealt[self.rank] if part]
+        mine = dealt[self.rank]
+        return [(part or [rows[0]], float(bool(part))) for part in mine if part or in_step]
 
     def batch(self, table: TokenTable, rows: Sequence[int], roles: tuple[int, ...]) -> Batch:
         sequences = [table.row(r)[role] for r in rows for role in roles]
@@ -164,12 +230,13 @@ class Bench:
                 logps = reference[list(rows)][:, list(roles)].flatten().to(self.device)
         labels = [table.label(r) for r in rows]
         known = None if labels[0] is None else torch.tensor(labels, device=self.device)
-        return Known(logps, known, context)
+        return Known(logps, known, context, table.drawn(rows, self.device))
 
     def _reference(self, batch: Batch) -> Any:
         import torch
 
-        with torch.no_grad(), self.model.disable_adapter():
+        whole = not hasattr(self.model, "disable_adapter")
+        with torch.no_grad(), nullcontext() if whole else self.model.disable_adapter():
             return score(self.model, batch).sums_S()
 
     def _over_workers(self, objective: Objective, sums: dict[str, Any]) -> dict[str, float]:
@@ -190,7 +257,7 @@ class Bench:
         return tensor
 
 
-def load_base(stage: Any, model_dir: str) -> Any:
+def load_base(stage: Any, model_dir: str, device: Any) -> Any:
     """The base model in the stage's precision; for a reward model with a fresh head of one output."""
     import torch
     import transformers
@@ -202,5 +269,16 @@ def load_base(stage: Any, model_dir: str) -> Any:
         options["num_labels"] = 1
     if stage.batching == "packed":
         options["attn_implementation"] = register_attention()
+    quantized = stage.lora is not None and stage.lora.quantize is not None
+    if quantized:
+        options |= {"quantization_config": nf4(options["dtype"]), "device_map": {"": str(device)}}
     torch.manual_seed(stage.seed)
-    return head.from_pretrained(Path(model_dir), use_safetensors=True, **options)
+    model = head.from_pretrained(Path(model_dir), use_safetensors=True, **options)
+    if quantized:
+        keep_for_training(model)
+    elif stage.strategy not in DIVIDES_WEIGHTS:
+        # What is divided goes to the device layer by layer, and so needs no room for the whole.
+        model = model.to(device)
+    if stage.recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model

@@ -1,4 +1,4 @@
-"""Assemble a Ray Train run and bring its adapter home."""
+"""Assemble a Ray Train run and bring its product home."""
 
 from __future__ import annotations
 
@@ -12,42 +12,55 @@ from typing import Any
 from largeforge_ray.errors import ForgeError, StageError
 from largeforge_ray.models.hardware import detect
 from largeforge_ray.train.background import run_beside
+from largeforge_ray.train.checkpoint import PRODUCT
 from largeforge_ray.train.loop import TrainJob, worker_loop
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+MAX_FAILURES = 3
+RESIZE_S = 30.0
+"""Seconds between looks at whether the cluster has room for more workers."""
 REFERENCE_FILE = "reference.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What the last checkpoint says: ``losses`` as ``[step, loss]``, ``held_out`` before and after."""
+    """What the kept checkpoint says: ``losses`` as ``[step, loss]``, ``held_out`` before and after,
+    ``curve`` as ``[step, held-out loss]``."""
 
     steps: int
     losses: list[list[float]]
     held_out: dict[str, dict[str, float]]
+    curve: list[list[float]]
 
 
 def build_trainer(job: TrainJob, storage: Path) -> Any:
     """A ``TorchTrainer`` whose run, started again on the same storage, continues where it was."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray import train
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # The annotations are those of the class that this name stood for before elastic training.
+    scaling: Any = train.ScalingConfig
     gpus = detect().gpus > 0
-    workers = job.stage.workers
+    least, most = job.stage.bounds
+    kept = CheckpointConfig(num_to_keep=job.stage.keep_checkpoints)
+    if job.stage.keep == "best":
+        # Ray Train keeps the newest beside the best, for a killed run to go on from.
+        kept = CheckpointConfig(job.stage.keep_checkpoints, "held_out", "min")
     return TorchTrainer(
         worker_loop,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
+        scaling_config=scaling(
+            num_workers=most if least == most else (least, most),
+            elastic_resize_monitor_interval_s=RESIZE_S,
             use_gpu=gpus,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpus else {}),
         ),
         run_config=RunConfig(
             name="train",
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.stage.keep_checkpoints),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=kept,
         ),
     )
 
@@ -60,7 +73,7 @@ def train(
     on_note: Callable[[dict[str, Any]], None],
     reference: Path | None = None,
 ) -> TrainResult:
-    """Train, call ``on_note`` with each progress note, and write the adapter into ``target``.
+    """Train, call ``on_note`` with each progress note, and write the product into ``target``.
 
     The reference log-probabilities, if the algorithm cached any, go into the folder ``reference``.
 
@@ -72,13 +85,15 @@ def train(
         raise _cause(result.error)
     if result.checkpoint is None:
         raise StageError("training ended without a checkpoint; look at the worker's log in the dashboard")
-    with result.checkpoint.as_directory() as folder:
-        for name in ADAPTER_FILES:
-            shutil.copyfile(Path(folder) / name, target / name)
+    chosen = result.checkpoint
+    if job.stage.keep == "best":
+        chosen = min(result.best_checkpoints, key=lambda made: made[1]["held_out"])[0]
+    with chosen.as_directory() as folder:
+        shutil.copytree(Path(folder) / PRODUCT, target, dirs_exist_ok=True)
         if reference is not None and (Path(folder) / REFERENCE_FILE).exists():
             shutil.copyfile(Path(folder) / REFERENCE_FILE, reference / REFERENCE_FILE)
         facts = json.loads((Path(folder) / "progress.json").read_text(encoding="utf-8"))
-    return TrainResult(facts["step"], facts["losses"], facts["held_out"])
+    return TrainResult(**({"steps": facts.pop("step")} | facts))
 
 
 def _fit(trainer: Any, board: Any, on_note: Callable[[dict[str, Any]], None]) -> Any:

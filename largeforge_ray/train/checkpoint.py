@@ -1,4 +1,7 @@
-"""What a checkpoint holds: the adapter as PEFT reads it, the lane, and how far the run was."""
+"""What a checkpoint holds: the product of the training, the lane, and how far the run was.
+
+The product is a PEFT adapter, or of a whole model its folder as transformers reads it.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +11,68 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.train.bench import Bench
-from largeforge_ray.train.lane import Lane
 from largeforge_ray.train.lora import save_adapter
+from largeforge_ray.train.probe import PROBE_FILE
+from largeforge_ray.train.whole import save_model
+
+PRODUCT = "product"
+"""The folder of a checkpoint that holds what the training is for."""
+HELD_REFERENCE = "held-reference.safetensors"
 
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run is. ``losses`` are ``[step, loss]``; ``held_out`` the figures ``before`` and ``after``."""
+    """Where a run is. ``losses`` are ``[step, loss]``; ``held_out`` the figures ``before`` and ``after``;
+    ``curve`` are ``[step, held-out loss]`` where it was measured on the way.
+
+    ``reference`` are log-probabilities of the rows, ``held_reference`` of the held-out ones, each
+    ``(rows, sequences)``; ``probe`` what the adapter does, for the engine to be compared with.
+    """
 
     step: int = 0
     losses: list[list[float]] = field(default_factory=list)
     held_out: dict[str, dict[str, float]] = field(default_factory=dict)
+    curve: list[list[float]] = field(default_factory=list)
     reference: Any = None
+    held_reference: Any = None
+    probe: Any = None
+
+    def facts(self) -> dict[str, Any]:
+        return {"step": self.step, "losses": self.losses, "held_out": self.held_out, "curve": self.curve}
 
 
-def save_checkpoint(folder: Path, bench: Bench, lane: Lane, progress: Progress) -> None:
-    """Write everything into ``folder``."""
+def save_checkpoint(folder: Path, bench: Bench, lane: Any, progress: Progress) -> None:
+    """Write everything into ``folder``. Every worker has to call it; the first one writes."""
     from safetensors.torch import save_file
 
-    save_adapter(bench.model, lane.name, lane.views(), folder)
-    save_file(lane.state(), folder / "lane.safetensors")
+    state = {n: w.detach().cpu().clone() for n, w in lane.state().items()}
+    if bench.rank:
+        return
+    product = folder / PRODUCT
+    product.mkdir(parents=True)
+    weights = {n: state[f"weights/{n}"] for n in lane.parameters}
+    if lane.stage.lora is None:
+        save_model(bench, weights, product)
+    else:
+        save_adapter(bench.model, lane.name, weights, product)
+    if progress.probe is not None:
+        (product / PROBE_FILE).write_text(json.dumps(progress.probe), encoding="utf-8")
+    save_file(state, folder / "lane.safetensors")
     if progress.reference is not None:
         save_reference(progress.reference, folder)
-    facts = {"step": progress.step, "losses": progress.losses, "held_out": progress.held_out}
-    (folder / "progress.json").write_text(json.dumps(facts), encoding="utf-8")
+    if progress.held_reference is not None:
+        save_file({"logps": progress.held_reference.contiguous()}, folder / HELD_REFERENCE)
+    (folder / "progress.json").write_text(json.dumps(progress.facts()), encoding="utf-8")
 
 
-def load_checkpoint(folder: Path, lane: Lane) -> Progress:
+def load_checkpoint(folder: Path, lane: Any) -> Progress:
     """Put the lane where the checkpoint was."""
     from safetensors.torch import load_file
 
     lane.load(load_file(folder / "lane.safetensors"))
     facts = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-    return Progress(**facts, reference=load_reference(folder))
+    held = load_file(folder / HELD_REFERENCE)["logps"] if (folder / HELD_REFERENCE).exists() else None
+    return Progress(**facts, reference=load_reference(folder), held_reference=held)
 
 
 def save_reference(logps: Any, folder: Path) -> None:

@@ -9,52 +9,69 @@ from __future__ import annotations
 
 from typing import Any
 
+from largeforge_ray.train.holding import Holding, Replicated
 from largeforge_ray.train.objective import Objective
 
 Tensor = Any
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Lane:
-    """The trained parameters ``named`` with AdamW, Loshchilov and Hutter 2019 (arXiv:1711.05101)."""
+    """The trained parameters ``named`` of ``network`` with AdamW, Loshchilov and Hutter 2019 (arXiv:1711.05101).
 
-    def __init__(self, name: str, stage: Any, objective: Objective, named: dict[str, Any]) -> None:
+    ``holding`` says which part of them is this worker's. What leaves the lane (``weights``, ``state``)
+    is whole and by name, so a checkpoint fits any number of workers and any way to divide.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stage: Any,
+        objective: Objective,
+        named: dict[str, Any],
+        network: Any,
+        holding: Holding | None = None,
+    ) -> None:
         import torch
 
         self.name, self.stage, self.objective, self.parameters = name, stage, objective, named
-        flat = torch.cat([p.detach().float().flatten() for p in named.values()])
-        self.weights = torch.nn.Parameter(flat)
-        self.gradient = self.weights.grad = torch.zeros_like(flat)
-        self.optimizer = torch.optim.AdamW([self.weights], weight_decay=stage.weight_decay, fused=True)
+        self.network = network
+        self.holding = holding or Replicated()
+        # Whether every worker has to go through the model as often as the others.
+        self.in_step = self.holding.divides
+        flat = torch.cat([self.holding.mine(p).detach().float().flatten() for p in named.values()])
+        self.flat = torch.nn.Parameter(flat)
+        self.gradient = self.flat.grad = torch.zeros_like(flat)
+        self.optimizer = make_optimizer(stage, [self.flat])
 
-    def views(self) -> dict[str, Tensor]:
-        """The float32 weights by name, in their shapes."""
-        return dict(self._split(self.weights.data))
+    @property
+    def size(self) -> int:
+        """How many numbers are trained, over all workers."""
+        return sum(p.numel() for p in self.parameters.values())
 
-    def _split(self, vector: Tensor) -> list[tuple[str, Tensor]]:
-        parts = vector.split([p.numel() for p in self.parameters.values()])
-        return [(n, v.view_as(p)) for (n, p), v in zip(self.parameters.items(), parts, strict=True)]
+    def _split(self, vector: Tensor) -> list[tuple[Any, str, Tensor]]:
+        mine = [self.holding.mine(p) for p in self.parameters.values()]
+        parts = vector.split([m.numel() for m in mine])
+        named = zip(self.parameters.items(), mine, parts, strict=True)
+        return [(p, n, part.view_as(m)) for (n, p), m, part in named]
 
-    def collect(self) -> None:
-        """Add the gradients of the last backward pass to the lane's, and clear them."""
-        for name, total in self._split(self.gradient):
-            parameter = self.parameters[name]
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of ``loss`` to the lane's; ``last`` of the step's."""
+        loss.backward()
+        for parameter, _, total in self._split(self.gradient):
             if parameter.grad is not None:
-                total.add_(parameter.grad)
+                total.add_(self.holding.mine(parameter.grad))
                 parameter.grad = None
 
     def step(self, learning_rate: float) -> float:
         """Sum gradients over workers, clip, update the model. Returns the norm before clipping."""
-        import torch.distributed as dist
-
-        grad = self.gradient
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(grad)
-        norm = float(grad.norm())
+        self.holding.sum_gradient(self.gradient)
+        norm = self.holding.norm(self.gradient)
         if norm > self.stage.max_grad_norm:
-            grad.mul_(self.stage.max_grad_norm / norm)
+            self.gradient.mul_(self.stage.max_grad_norm / norm)
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
-        grad.zero_()
+        self.gradient.zero_()
         self.publish()
         return norm
 
@@ -63,20 +80,62 @@ class Lane:
         import torch
 
         with torch.no_grad():
-            for name, value in self._split(self.weights.data):
-                self.parameters[name].copy_(value)
+            for parameter, _, value in self._split(self.flat.data):
+                self.holding.mine(parameter).copy_(value)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The float32 weights by name, whole. Every worker has to ask."""
+        return self._whole(self.flat.data)
+
+    def put(self, weights: dict[str, Tensor]) -> None:
+        """Take over whole weights by name."""
+        self._take(self.flat.data, weights)
+        self.publish()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a later process needs to go on, as tensors."""
-        kept = self.optimizer.state.get(self.weights, {})
-        return {"weights": self.weights.data, **{f"adamw.{k}": v for k, v in kept.items()}}
+        """Everything a later process needs to go on, as tensors. Every worker has to ask."""
+        kept = self.optimizer.state.get(self.flat, {})
+        made = {f"weights/{n}": w for n, w in self.weights().items()}
+        for moment in MOMENTS:
+            if moment in kept:
+                made |= {f"{moment}/{n}": w for n, w in self._whole(kept[moment]).items()}
+        return made | ({"step": kept["step"]} if "step" in kept else {})
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from what ``state`` returned."""
-        self.weights.data.copy_(state["weights"])
-        device = self.weights.device
+        import torch
+
+        self.put(_named(state, "weights"))
+        if "step" not in state:
+            return
         # The fused optimizer keeps the count of updates where the weights are, too.
-        self.optimizer.state[self.weights] = {
-            k.removeprefix("adamw."): v.to(device) for k, v in state.items() if k.startswith("adamw.")
-        }
-        self.publish()
+        kept = {"step": state["step"].to(self.flat.device)}
+        for moment in MOMENTS:
+            kept[moment] = torch.zeros_like(self.flat.data)
+            self._take(kept[moment], _named(state, moment))
+        self.optimizer.state[self.flat] = kept
+
+    def _whole(self, vector: Tensor) -> dict[str, Tensor]:
+        return {n: self.holding.whole(p, value) for p, n, value in self._split(vector)}
+
+    def _take(self, vector: Tensor, values: dict[str, Tensor]) -> None:
+        for parameter, name, place in self._split(vector):
+            place.copy_(self.holding.part(parameter, values[name]))
+
+
+def _named(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {n.removeprefix(f"{kind}/"): w for n, w in state.items() if n.startswith(f"{kind}/")}
+
+
+def make_optimizer(stage: Any, weights: list[Any]) -> Any:
+    """AdamW; paged, its moments lie in memory that the GPU's driver moves to the host when it must.
+
+    On a CPU the moments are in the host's memory anyway, so ``paged_adamw`` is AdamW there.
+    """
+    import torch
+
+    if stage.optimizer == "paged_adamw" and weights[0].is_cuda:
+        from bitsandbytes.optim import PagedAdamW32bit
+
+        return PagedAdamW32bit(weights, weight_decay=stage.weight_decay)
+    return torch.optim.AdamW(weights, weight_decay=stage.weight_decay, fused=True)

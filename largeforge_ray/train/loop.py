@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from largeforge_ray.config.training import TrainStage
 from largeforge_ray.models.hardware import threads_per_worker
 from largeforge_ray.train.bench import Bench
 from largeforge_ray.train.checkpoint import Progress, load_checkpoint, load_reference, save_checkpoint
-from largeforge_ray.train.lane import Lane
 from largeforge_ray.train.order import Order, learning_rate
+from largeforge_ray.train.probe import reference_probe
 from largeforge_ray.train.tokens import TokenTable
 
 
@@ -22,7 +23,9 @@ class TrainJob:
     """What a worker needs to know. ``board`` is an actor handle that takes progress notes, or None.
 
     ``tokens_dir`` holds ``train.arrow`` and perhaps ``test.arrow``; ``reference_dir`` the reference
-    log-probabilities of an earlier run, or None.
+    log-probabilities of an earlier run, or None. What learns from its own answers asks ``engine`` for them,
+    an actor handle, or without one draws them itself; the reward model in ``reward_dir`` judges them, or
+    without one the rows' checks.
     """
 
     stage: TrainStage
@@ -30,6 +33,8 @@ class TrainJob:
     tokens_dir: str
     reference_dir: str | None = None
     board: Any = None
+    engine: Any = None
+    reward_dir: str | None = None
 
 
 def worker_loop(config: dict[str, Any]) -> None:
@@ -37,13 +42,15 @@ def worker_loop(config: dict[str, Any]) -> None:
     import torch
     from ray import train
 
+    from largeforge_ray.train.rollout_course import course_for  # it builds on the course below
+
     job: TrainJob = config["job"]
     world = train.get_context()
     quiet()
     torch.set_num_threads(threads_per_worker(world.get_world_size()))
     bench = Bench(job.stage, job.model_dir, rank=world.get_world_rank(), workers=world.get_world_size())
     lane = bench.add_lane(job.stage)
-    course = Course(bench, lane, Path(job.tokens_dir))
+    course = course_for(job, bench, lane)
     progress = resume(lane)
     reporter = Reporter(job, course)
     reporter.begin(progress)
@@ -53,9 +60,10 @@ def worker_loop(config: dict[str, Any]) -> None:
     while progress.step < course.order.steps:
         reporter.stepped(progress, course.take_step(progress))
         last = progress.step == course.order.steps
-        if last:
-            course.measure(progress, "after")
         if last or progress.step % job.stage.checkpoint_every == 0:
+            course.measure(progress, "after" if last else "on the way")
+            if last or job.stage.keep == "best":
+                progress.probe = course.probe()
             report_checkpoint(bench, lane, progress)
     reporter.close()
 
@@ -63,7 +71,7 @@ def worker_loop(config: dict[str, Any]) -> None:
 class Course:
     """The way of one lane through the rows, from its first step to its last."""
 
-    def __init__(self, bench: Bench, lane: Lane, tokens: Path) -> None:
+    def __init__(self, bench: Bench, lane: Any, tokens: Path) -> None:
         self.bench, self.lane = bench, lane
         self.rows = TokenTable(tokens / "train.arrow")
         held_out = tokens / "test.arrow"
@@ -75,38 +83,69 @@ class Course:
         """The reference log-probabilities, if they are to be cached and are not known yet."""
         if not self.lane.stage.algorithm.caches_reference or progress.reference is not None:
             return
+        if self.held_out is not None and self.lane.stage.lora is None:
+            # After the first step the model is not its own reference any more.
+            progress.held_reference = self.bench.reference_logps(self.held_out, lambda rows: None)
         progress.reference = load_reference(Path(reference_dir) if reference_dir else None)
         if progress.reference is None:
             progress.reference = self.bench.reference_logps(self.rows, on_rows)
 
     def take_step(self, progress: Progress) -> dict[str, float]:
         """One update. Returns the loss, the algorithm's figures, rate, norm and number of tokens."""
-        import torch
-
-        stage, step = self.lane.stage, progress.step
-        # A step draws (dropout) what it would draw in a run that was never stopped.
-        torch.manual_seed(hash((stage.seed, step, self.bench.rank)))
+        step = progress.step
+        self.seed(step)
         rows = self.order.step_rows(step)
         figures = self.bench.accumulate(self.lane, self.rows, rows, progress.reference)
-        rate = learning_rate(
-            step, self.order.steps, peak=stage.learning_rate, warmup=stage.warmup, schedule=stage.schedule
-        )
+        rate = self.rate(step)
         norm = self.lane.step(rate)
         progress.step = step + 1
         progress.losses.append([progress.step, round(figures["loss"], 5)])
         tokens = int(self.lengths[rows].sum())
         return figures | {"learning_rate": rate, "grad_norm": norm, "tokens": tokens}
 
+    def seed(self, step: int) -> None:
+        """A step draws (dropout) what it would draw in a run that was never stopped."""
+        import torch
+
+        torch.manual_seed(hash((self.lane.stage.seed, step, self.bench.rank)))
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        s = self.lane.stage
+        return learning_rate(
+            step, self.order.steps, peak=s.learning_rate, warmup=s.warmup, schedule=s.schedule
+        )
+
     def measure(self, progress: Progress, when: str) -> None:
-        """Loss and figures on held-out rows, if the dataset holds any out; no gradient."""
-        if self.held_out is None or when in progress.held_out:
+        """Loss and figures on held-out rows, if the dataset holds any out; no gradient.
+
+        ``before`` and ``after`` are kept whole; on the way the loss alone, and only to keep the best.
+        """
+        ends = when in ("before", "after")
+        if self.held_out is None or when in progress.held_out or not (ends or self.lane.stage.keep == "best"):
             return
         rows = range(min(len(self.held_out), self.lane.stage.held_out_rows))
         self.bench.model.eval()
-        # Held-out rows are few, so their reference is computed on the way and not kept.
-        figures = self.bench.accumulate(self.lane, self.held_out, rows, None, learn=False)
+        figures = self.held_out_figures(progress, self.held_out, rows)
         self.bench.model.train()
-        progress.held_out[when] = {k: round(v, 5) for k, v in figures.items()} | {"rows": len(rows)}
+        if when != "before":
+            progress.curve.append([progress.step, round(figures["loss"], 5)])
+        if ends:
+            progress.held_out[when] = {k: round(v, 5) for k, v in figures.items()} | {"rows": len(rows)}
+
+    def held_out_figures(
+        self, progress: Progress, table: TokenTable, rows: Sequence[int]
+    ) -> dict[str, float]:
+        """What ``measure`` keeps; the first figure is the loss."""
+        # With an adapter the reference of few rows is computed on the way and not kept.
+        return self.bench.accumulate(self.lane, table, rows, progress.held_reference, learn=False)
+
+    def probe(self) -> Any:
+        """What the adapter does, for the engine to be compared with; None of what no engine loads as one."""
+        stage = self.lane.stage
+        if stage.lora is None or stage.algorithm.name == "reward":
+            return None
+        return reference_probe(self.bench, self.lane, self.rows)
 
 
 def quiet() -> None:
@@ -117,7 +156,7 @@ def quiet() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def resume(lane: Lane) -> Progress:
+def resume(lane: Any) -> Progress:
     """The lane as the newest committed checkpoint left it, or as new."""
     from ray import train
 
@@ -128,17 +167,20 @@ def resume(lane: Lane) -> Progress:
         return load_checkpoint(Path(folder), lane)
 
 
-def report_checkpoint(bench: Bench, lane: Lane, progress: Progress) -> None:
+def report_checkpoint(bench: Bench, lane: Any, progress: Progress) -> None:
     """Hand a checkpoint to Ray Train, which copies it to the run's storage while training goes on."""
     from ray import train
 
     metrics = {"step": progress.step, "loss": progress.losses[-1][1]}
-    if bench.rank:
-        # Only rank 0 writes, but every rank must report or the others wait for ever.
-        train.report(metrics, checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC)
-        return
+    if progress.curve:
+        metrics["held_out"] = progress.curve[-1][1]
     folder = Path(tempfile.mkdtemp(prefix="largeforge-checkpoint-"))
     save_checkpoint(folder, bench, lane, progress)
+    if bench.rank:
+        # Only rank 0 writes, but every rank must report or the others wait for ever.
+        folder.rmdir()
+        train.report(metrics, checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC)
+        return
     train.report(
         metrics,
         checkpoint=train.Checkpoint.from_directory(str(folder)),
@@ -163,7 +205,7 @@ class Reporter:
             step=progress.step,
             steps=c.order.steps,
             workers=c.bench.workers,
-            trainable_parameters=c.lane.weights.numel(),
+            trainable_parameters=c.lane.size,
             parameters=c.bench.parameters,
         )
 

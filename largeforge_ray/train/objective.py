@@ -13,7 +13,10 @@ from typing import Any, ClassVar
 from largeforge_ray.train.batch import Batch, Encoded, Scores, Tensor, score
 
 Render = Callable[[Sequence[dict[str, str]], int], Encoded | None]
-"""``render(turns, first)``: a chat's tokens, assistant turns from ``first`` on learned; None if too long."""
+"""``render(turns, first)``: a chat's tokens, assistant turns from ``first`` on learned; None if too long.
+
+Without turns from ``first`` on it is a prompt, through the words after which the assistant begins.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,14 @@ class Known:
     """What is known of a pass beside its tokens. R rows of k sequences each: S = R * k.
 
     ``reference_S`` are summed log-probabilities of the reference, None if the algorithm compares
-    with none; ``label_R`` whether a row's answer is good; ``context`` what ``Objective.context`` returned.
+    with none; ``label_R`` whether a row's answer is good; ``context`` what ``Objective.context`` returned;
+    ``drawn`` what a rollout knows of its answers.
     """
 
     reference_S: Tensor | None = None
     label_R: Tensor | None = None
     context: Any = None
+    drawn: Any = None
 
 
 class Objective:

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.data.chat import IGNORED, render_chat
+from largeforge_ray.data.chat import IGNORED, render_chat, render_prompt
 from largeforge_ray.data.rows import read_rows
 from largeforge_ray.errors import DataError
 from largeforge_ray.train.algorithms import objective_for
@@ -21,6 +22,8 @@ from largeforge_ray.train.template import use_training_template
 
 ROWS_PER_TASK = 2000
 TASKS_IN_FLIGHT = 8
+TASK = ("messages", "check", "answer")
+"""What an answer to a prompt is judged by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ def _schema() -> Any:
             ("ids", pa.list_(pa.list_(pa.int32()))),
             ("learn", pa.list_(pa.list_(pa.bool_()))),
             ("label", pa.bool_()),
+            ("task", pa.string()),
             ("lengths", pa.list_(pa.int32())),
             ("learned", pa.list_(pa.int32())),
         ]
@@ -57,10 +61,15 @@ def encode_rows(rows: Sequence[dict[str, Any]], first: int, spec: TokenSpec) -> 
 
     transformers.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(spec.model_dir)
-    use_training_template(tokenizer)
+    prompts = spec.algorithm.form == "prompt"
+    if not prompts:  # a prompt reads as the engine will be asked
+        use_training_template(tokenizer)
     objective = objective_for(spec.algorithm)
 
     def render(turns: Sequence[dict[str, str]], since: int) -> Encoded | None:
+        if since == len(turns):
+            ids = render_prompt(tokenizer, turns, max_tokens=spec.max_tokens)
+            return Encoded(ids, [False] * len(ids)) if ids else None
         made = render_chat(tokenizer, turns, max_tokens=spec.max_tokens, learn_from=since)
         return Encoded(made["input_ids"], [x != IGNORED for x in made["labels"]]) if made else None
 
@@ -81,6 +90,7 @@ def encode_rows(rows: Sequence[dict[str, Any]], first: int, spec: TokenSpec) -> 
                 "ids": [s.ids for s in whole],
                 "learn": [s.learn for s in whole],
                 "label": row["label"],
+                "task": json.dumps({f: row[f] for f in TASK}) if prompts else None,
                 "lengths": [len(s.ids) for s in whole],
                 "learned": [sum(s.learn[1:]) for s in whole],
             }
@@ -139,13 +149,25 @@ def _ahead(tasks: Iterator[Any]) -> Iterator[Any]:
         running += itertools.islice(tasks, 1)
 
 
-class TokenTable:
-    """Encoded rows on disk. Lengths are held in memory, ids are not."""
+def in_memory(sequences: Sequence[Encoded]) -> Any:
+    """Rows of one sequence each, as ``TokenTable`` takes them."""
+    import pyarrow as pa
 
-    def __init__(self, path: Path) -> None:
+    rows = [
+        {"ids": [s.ids], "learn": [s.learn], "lengths": [len(s.ids)], "learned": [sum(s.learn[1:])]}
+        for s in sequences
+    ]
+    return pa.Table.from_pylist(rows, schema=_schema())
+
+
+class TokenTable:
+    """Encoded rows, on disk or in a table. Lengths are held in memory, ids on disk are not."""
+
+    def __init__(self, source: Any) -> None:
         import pyarrow as pa
 
-        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        on_disk = isinstance(source, Path)
+        self._table = pa.ipc.open_file(pa.memory_map(str(source))).read_all() if on_disk else source
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -158,6 +180,15 @@ class TokenTable:
     def label(self, i: int) -> bool | None:
         value = self._table["label"][i].as_py()
         return None if value is None else bool(value)
+
+    def task(self, i: int) -> dict[str, Any]:
+        """What an answer to a prompt is judged by: ``messages``, ``check`` and ``answer``."""
+        task: dict[str, Any] = json.loads(self._table["task"][i].as_py())
+        return task
+
+    def drawn(self, rows: Sequence[int], device: Any) -> Any:
+        """What a rollout knows of its answers; None of rows that were given."""
+        return None
 
     @cached_property
     def lengths(self) -> Any:

@@ -10,6 +10,7 @@ from largeforge_ray.errors import DataError
 
 GIB = 1024**3
 NEEDS = {
+    "prompt": "prompts (a question with its answer and check)",
     "chat": "whole chats (messages with an assistant turn, Alpaca or ShareGPT rows)",
     "preference": "pairs (a prompt with chosen and rejected)",
     "unpaired": "judged chats (a chat with label: true or false)",

@@ -11,7 +11,7 @@ from tests.contracts._tree import PACKAGES, ROOMS, ROOT, imports, name, report, 
 
 HEAVY = {
     *("torch", "ray", "vllm", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "fsspec"),
-    *("s3fs", "bitsandbytes", "deepspeed", "gguf", "llmcompressor"),
+    *("s3fs", "bitsandbytes", "deepspeed", "gguf", "llmcompressor", "tensorboard", "mlflow", "wandb"),
 }
 
 

@@ -75,6 +75,15 @@ def test_the_adapter_carries_no_path_of_this_machine(forge: Forge) -> None:
     assert settings["r"] == 8
 
 
+def test_the_adapter_in_the_engine_is_the_one_that_was_trained(forge: Forge) -> None:
+    for name in ("orders", "live"):
+        probe = metrics(forge, name)["probe"]
+        assert probe["sequences"] == 4
+        assert probe["effect"] > 2 * probe["error"]
+    said = r"probe: vLLM matches PEFT within 0\.\d{3} a token, the adapter moves \d\.\d\d"
+    assert len(re.findall(said, forge.run.out)) == 2
+
+
 def test_the_run_says_how_far_it_is_and_nothing_else(forge: Forge) -> None:
     for name in STAGES:
         assert re.search(rf"^  {name} +done", forge.run.out, re.MULTILINE)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from largeforge_ray.store import Artifact, open_store
+from largeforge_ray.store import Artifact, Store, open_store
 from tests.local_ray._chaos import attempt, strike
 from tests.local_ray.test_training import adapter, home, weights, write_manifest
 
@@ -65,6 +65,53 @@ def test_a_killed_sweep_ends_where_an_unbroken_one_does(
     found = adapter(run)
     assert outcome(found) == outcome(swept[0])
     assert found.metrics["best"] == swept[0].metrics["best"]
+
+
+POPULATION = SWEEP | {
+    # At the first rate nothing is learned, so its trial is the worst from the second measurement on.
+    "space": {"learning_rate": [1e-9, 0.003, 0.01, 0.02], "rank": [4]},
+    "stopping": {"name": "pbt", "mutate": ["learning_rate"]},
+}
+
+
+def check_population(artifact: Artifact, store: Store) -> None:
+    """The hopeless trial took another over, and what it made is that one's continued."""
+    trials = {t["trial"]: t for t in artifact.metrics["trials"]}
+    assert sorted(trials) == ["00000", "00001", "00002", "00003"]
+    taker = trials["00000"]
+    assert taker["history"], "the hopeless trial went on alone"
+    kept = store.get(taker["key"])
+    assert kept.config["history"] == taker["history"]
+    losses = kept.metrics["losses"]
+    assert [step for step, _ in losses] == list(range(1, taker["step"] + 1))
+    leg = taker["history"][0]
+    giver = trials[leg["trial"]]
+    if not giver["history"]:
+        whole = store.get(giver["key"]).metrics["losses"]
+        assert losses[: leg["step"]] == whole[: leg["step"]], "the curve is the giver's until it was taken"
+    before, after = (kept.metrics["held_out"][when]["loss"] for when in ("before", "after"))
+    assert after < before - 0.1
+    plain = [t for t in trials.values() if not t["history"]]
+    assert all("history" not in store.get(t["key"]).config for t in plain)
+
+
+def test_in_a_population_a_hopeless_trial_goes_on_from_a_good_one(home: Path, tmp_path: Path) -> None:
+    run = attempt(tmp_path, write_manifest(home, tmp_path, "chat", **POPULATION))
+    artifact = adapter(run)
+    check_population(artifact, open_store(run.store))
+    assert "trial 00000 took over trial" in run.log.read_text()
+    events = sorted((run.store / "runs").glob("*/tensorboard/tuned/*/events.out.tfevents.*"))
+    assert [file.parent.name for file in events] == ["00000", "00001", "00002", "00003"]
+
+
+@pytest.mark.slow
+def test_a_killed_population_goes_on(home: Path, tmp_path: Path) -> None:
+    manifest = write_manifest(home, tmp_path, "chat", **POPULATION)
+    run = attempt(tmp_path, manifest)
+    run.wait_for(lambda e: e["stage"] == "tuned" and "took over" in e["message"])
+    strike(run, "driver")
+    again = attempt(tmp_path, manifest)
+    check_population(adapter(again), open_store(again.store))
 
 
 @pytest.mark.parametrize(

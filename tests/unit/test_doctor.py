@@ -18,13 +18,16 @@ from largeforge_ray.flow.doctor import (
     check_memory,
     check_port,
     check_python,
+    check_sandbox,
     check_start,
     check_store,
     check_versions,
     examine,
     require_port,
+    require_sandbox,
 )
 from largeforge_ray.models import Hardware
+from largeforge_ray.teach import sandbox
 
 ROOMY = Hardware(cpus=2, gpus=1, memory_gib=8.0, disk_gib=5.0)
 TIGHT = Hardware(cpus=2, gpus=0, memory_gib=7.94, disk_gib=4.94)
@@ -157,9 +160,37 @@ def test_a_library_is_judged_by_a_program_of_its_own(monkeypatch: pytest.MonkeyP
     assert slow.found == "did not finish in 0.3 s"
 
 
+def test_without_the_sandbox_only_rows_with_code_are_refused_and_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, coded = tmp_path / "plain.jsonl", tmp_path / "coded.jsonl"
+    plain.write_text('{"prompt": "x", "answer": "y", "check": "exact"}\n')
+    coded.write_text('{"prompt": "x", "answer": "assert y", "check": "code"}\n')
+    monkeypatch.setattr(sandbox, "available", lambda: None)
+    assert check_sandbox() == Check("sandbox", True, "generated code is contained")
+    require_sandbox(coded)
+    monkeypatch.setattr(sandbox, "available", lambda: "it cannot be contained here: unshare; allow it")
+    said = "rows with check: code are refused: it cannot be contained here: unshare; allow it"
+    assert check_sandbox() == Check("sandbox", True, said)
+    require_sandbox(plain)
+    with pytest.raises(
+        ResourceError, match=r"^rows of 'coded.jsonl' have check 'code', but it cannot be cont"
+    ):
+        require_sandbox(coded)
+
+
 def test_a_quick_examination_looks_at_everything_that_starts_nothing(tmp_path: Path) -> None:
     checks = {check.name: check for check in examine(str(tmp_path / "forge"), quick=True)}
-    assert list(checks) == ["python", "versions", "memory", "disk", "port 8000", "port 8265", "store"]
+    assert list(checks) == [
+        "python",
+        "versions",
+        "memory",
+        "disk",
+        "port 8000",
+        "port 8265",
+        "store",
+        "sandbox",
+    ]
     assert checks["python"].found == ".".join(map(str, sys.version_info[:2]))
     assert checks["store"].ok
     assert all(check.fix for check in checks.values() if not check.ok)

@@ -62,6 +62,13 @@ def test_a_curve_of_one_point_is_drawn(width: float) -> None:
     assert "nan" not in picture
 
 
+def test_a_step_at_which_another_trial_was_taken_over_is_marked() -> None:
+    curve = LossCurve("tuned", ((1.0, 2.0), (9.0, 1.0)), marks=((4.0, "until here trial 00001"),))
+    picture = charts.loss_chart(curve, svg.WIDE)
+    assert "<title>until here trial 00001</title>" in picture
+    assert picture.count('class="mark"') == 1
+
+
 def test_a_running_mean_neither_lags_nor_shifts_and_dampens_noise() -> None:
     line = [(float(step), 2.0 * step) for step in range(60)]
     assert charts.smoothed(line) == [(step, pytest.approx(loss)) for step, loss in line]

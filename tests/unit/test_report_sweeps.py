@@ -44,3 +44,16 @@ def test_targets_are_places_too() -> None:
     sweep = sweep_view("tuned", {"trials": [trial(1.0, rank=4, targets=t) for t in points]})
     assert sweep is not None
     assert sweep.rows == ("attention", "attention+mlp")
+
+
+def test_a_trial_says_what_it_took_over() -> None:
+    leg = {"step": 4, "point": {"learning_rate": 0.01}, "trial": "00001"}
+    trials = [
+        trial(1.0, learning_rate=0.012) | {"trial": "00000", "history": [leg]},
+        trial(1.1, learning_rate=0.01) | {"trial": "00001", "history": []},
+    ]
+    sweep = sweep_view("tuned", {"trials": trials})
+    assert sweep is not None
+    assert [t.taken for t in sweep.trials] == [("trial 00001 at step 4 (learning_rate 0.01)",), ()]
+    assert sweep.population
+    assert not sweep_view("tuned", {"trials": trials[1:]}).population

@@ -1,4 +1,4 @@
-"""Better, beyond noise: intervals against independent computations, the gate, the probe, the preflight."""
+"""Better, beyond noise: intervals against independent computations, the gate, the preflight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from largeforge_ray.config.stages import PromoteStage
 from largeforge_ray.config.training import TrainStage
-from largeforge_ray.errors import ConfigError, DataError, GateError, ModelError
+from largeforge_ray.errors import ConfigError, DataError, ModelError
 from largeforge_ray.evaluate import (
     Interval,
     bootstrap,
@@ -29,7 +29,8 @@ from largeforge_ray.evaluate import (
     score,
     write_outcomes,
 )
-from largeforge_ray.promote import check_adapter, check_settings, decide_gate, judge_probe
+from largeforge_ray.promote import check_adapter, check_settings, decide_gate
+from largeforge_ray.promote.preflight import check_servable
 from largeforge_ray.types import Generation, Sampling
 
 
@@ -162,31 +163,6 @@ def test_an_expert_that_is_no_better_does_not_pass() -> None:
     assert not decide_gate(paired_gain(same, same, confidence=0.95), min_gain=0.0).passed
 
 
-# The probe.
-
-BASE = [Generation(f"p{number}", f"answer {number}", mean_logprob=-0.5) for number in range(3)]
-
-
-def test_the_probe_counts_the_answers_that_the_adapter_changed() -> None:
-    louder = [replace(one, mean_logprob=-0.4) for one in BASE]
-    assert judge_probe(BASE, louder) == 3  # the same words, but not by the same weights
-    assert judge_probe(BASE, [BASE[0], replace(BASE[1], text="other"), BASE[2]]) == 1
-
-
-def test_an_adapter_that_changes_nothing_is_not_promoted() -> None:
-    same = [replace(one, request_id=f"again-{one.request_id}", seconds=9.0) for one in BASE]
-    with pytest.raises(GateError, match="changes nothing: 3 of 3 probe answers equal the base model's"):
-        judge_probe(BASE, same)
-
-
-def test_an_expert_that_fails_on_a_probe_is_not_promoted() -> None:
-    failed = [BASE[0], Generation("p1", error="adapter rank 32 is above 16"), BASE[2]]
-    with pytest.raises(
-        GateError, match=r"failed on a probe prompt: adapter rank 32 is above 16; .* not promoted"
-    ):
-        judge_probe(BASE, failed)
-
-
 # The preflight.
 
 PAIR = {
@@ -221,6 +197,9 @@ def test_a_good_adapter_passes_up_to_its_own_rank(tmp_path: Path) -> None:
         ({}, PAIR, "has rank None"),
         ({"r": "4"}, PAIR, "has rank 4"),
         ({"r": 4, "modules_to_save": ["lm_head"]}, PAIR, r"replaces whole modules \['lm_head'\]; the engine"),
+        ({"r": 4, "use_dora": True}, PAIR, "is a DoRA adapter, which the engine loads none of; train"),
+        ({"r": 4, "bias": "all"}, PAIR, "sets bias, which the engine does not follow; train it again"),
+        ({"r": 4, "alpha_pattern": {"q_proj": 3}, "bias": "none"}, PAIR, "sets alpha_pattern, which"),
         ({"r": 4}, {"model.embed.weight": np.zeros(2)}, "holds no LoRA pairs; train it again"),
         ({"r": 4}, dict(list(PAIR.items())[:1]), "holds no LoRA pairs; train it again"),
         ({"r": 4}, dict(list(PAIR.items())[1:]), "holds no LoRA pairs; train it again"),
@@ -257,6 +236,23 @@ def test_a_rank_that_could_not_be_served_is_refused_before_it_is_trained() -> No
         ConfigError, match=r"rank 32 of stage 'tuned' exceeds max_lora_rank 16 of 'live'; raise"
     ):
         check_settings(PromoteStage.model_validate(promote), train)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"algorithm": "reward"}, "makes a reward model, which scores answers"),
+        ({"lora": {"dora": True}}, "has lora.dora: true, and the engine loads no DoRA adapters; set"),
+        ({"lora": None}, "has lora: null and makes a whole model, no adapter of the base; give"),
+        ({"lora": {"targets": ["mlp", "lm_head"]}}, "has lora.targets lm_head, which are no layers between"),
+    ],
+)
+def test_what_the_engine_cannot_load_is_refused_before_it_is_trained(
+    settings: dict[str, Any], said: str
+) -> None:
+    made = {"name": "tuned", "kind": "train", "data": "rows"} | settings
+    with pytest.raises(ConfigError, match=f"^stage 'tuned' {said}"):
+        check_servable(TrainStage.model_validate(made))
 
 
 # The outcome matrix.

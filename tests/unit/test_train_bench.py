@@ -47,7 +47,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(model: Pat
     progress = load_checkpoint(tmp_path, resumed.lane)
     assert (progress.step, progress.losses) == (3, [[3, 1.0]])
     assert take_steps(resumed, table, range(3, 6)) == losses[3:]
-    assert torch.equal(resumed.lane.weights, unbroken.lane.weights)
+    assert torch.equal(resumed.lane.flat, unbroken.lane.flat)
 
 
 def test_the_files_of_an_adapter_load_in_peft_and_say_the_same(model: Path, tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_trained_weights_are_kept_in_float32_while_the_model_computes_in_bfloat1
 
     bench = bench_of(model, stage_of("sft", precision="bfloat16"))
     assert {p.dtype for p in bench.model.parameters()} == {torch.bfloat16}
-    assert bench.lane.weights.dtype == torch.float32
-    assert sum(p.numel() for p in bench.lane.parameters.values()) == bench.lane.weights.numel()
+    assert bench.lane.flat.dtype == torch.float32
+    assert sum(p.numel() for p in bench.lane.parameters.values()) == bench.lane.size
 
 
 def test_the_reference_is_the_base_and_no_second_model(model: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_reference_is_the_base_and_no_second_model(model: Path, tmp_path: Pa
         p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in bench.model.parameters()
     }
     base = sum(p.numel() for n, p in bench.model.named_parameters() if "lora" not in n) * 4
-    adapter = bench.lane.weights.numel() * 4
+    adapter = bench.lane.size * 4
     assert sum(storages.values()) == base + adapter
 
 

@@ -34,7 +34,7 @@ def alone(model: Path, tokens: Path, name: str, algorithm: str) -> tuple[list, o
     course.prepare(progress, None, lambda n: None)
     for _ in range(STEPS):
         course.take_step(progress)
-    return progress.losses, course.lane.weights
+    return progress.losses, course.lane.flat
 
 
 @pytest.mark.parametrize("algorithm", ["sft", "dpo"])
@@ -64,8 +64,22 @@ def test_a_lane_beside_others_has_the_curve_and_the_bits_it_has_alone(
         done = 3 if name == "small" else STEPS
         assert progress.losses == losses[:done]
         if done == STEPS:
-            assert torch.equal(course.lane.weights, weights)
+            assert torch.equal(course.lane.flat, weights)
     assert len({tuple(map(tuple, p.losses)) for _, p in lanes.values()}) == len(LANES)
     held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in bench.model.parameters()}
-    adapters = sum(2 * lane.weights.numel() for lane in bench.lanes.values())
+    adapters = sum(2 * lane.size for lane in bench.lanes.values())
     assert sum(held.values()) == base + adapters, "the base is there once"
+
+
+def test_a_lane_learns_where_all_others_have_left(model: Path, tmp_path: Path) -> None:
+    """Trials that come one after the other, and one that comes back under its old name."""
+    table_of(model, stage("small", "sft"), make_rows("chat", 12), tmp_path / "train.arrow")
+    expected, _ = alone(model, tmp_path, "small", "sft")
+    bench = Bench(stage("small", "sft"), str(model))
+    for name in ("first", "second", "first"):
+        course, progress = Course(bench, bench.add_lane(stage("small", "sft"), name), tmp_path), Progress()
+        course.prepare(progress, None, lambda n: None)
+        for _ in range(STEPS):
+            course.take_step(progress)
+        assert progress.losses == expected
+        bench.remove_lane(name)

@@ -177,8 +177,8 @@ def trl_loss(bench: Any, model: Path, table: Any, folder: Path) -> float:
             for c, r in rows
         ]
     # TRL keeps the adapter it is given as the reference, so it is given one that does nothing.
-    weights = bench.lane.weights.data.clone()
-    bench.lane.weights.data.zero_()
+    weights = bench.lane.flat.data.clone()
+    bench.lane.flat.data.zero_()
     bench.lane.publish()
     trainer = kind(
         model=bench.model,
@@ -186,7 +186,7 @@ def trl_loss(bench: Any, model: Path, table: Any, folder: Path) -> float:
         train_dataset=datasets.Dataset.from_dict(columns),
         processing_class=transformers.AutoTokenizer.from_pretrained(model),
     )
-    bench.lane.weights.data.copy_(weights)
+    bench.lane.flat.data.copy_(weights)
     bench.lane.publish()
     with torch.no_grad():
         return float(trainer.compute_loss(trainer.model, trainer.data_collator(examples)))
