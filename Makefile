@@ -10,7 +10,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # pyproject.toml is here because the `largeforge` command and its dependencies are declared in it.
-$(VENV)/.installed: requirements/cpu.txt pyproject.toml
+$(VENV)/.installed: requirements/cpu.txt requirements/source.txt pyproject.toml
 	@requirements/bootstrap.sh install $(VENV)
 
 quickstart: $(VENV)/.installed ## the whole loop on this machine: teach, train, evaluate, promote, one page to read

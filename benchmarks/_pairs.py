@@ -56,6 +56,14 @@ def record(
         "pairs": [[round(x, 4) for x in pair] for pair in pairs],
         "equal": equal,
         "goal": goal,
+    }
+    print(f"{name}  {what}: {made['ratio']} ({made['min']} to {made['max']}), goal {goal}, equal: {equal}")
+    return write_down(name, made, command=command, **more)
+
+
+def write_down(name: str, made: dict[str, Any], *, command: str, **more: Any) -> dict[str, Any]:
+    """Keep what was measured, with how, where, on which commit and when."""
+    made |= {
         "command": command,
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
         "commit": subprocess.run(
@@ -63,7 +71,6 @@ def record(
         ).stdout.strip(),
         "date": date.today().isoformat(),
     } | more
-    print(f"{name}  {what}: {made['ratio']} ({made['min']} to {made['max']}), goal {goal}, equal: {equal}")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     return made

@@ -8,92 +8,15 @@ Rows are random words of lognormal length; every pair of ways is checked to have
 from __future__ import annotations
 
 import argparse
-import random
 import tempfile
 from pathlib import Path
-from typing import Any
 
+from benchmarks._case import Case, make_rows
 from benchmarks._pairs import in_turn, record, refuse_busy, seconds
 
 COMMAND = "python -m benchmarks.train_ratios"
-WORDS = [
-    "order",
-    "ship",
-    "lantern",
-    "stool",
-    "city",
-    "count",
-    "Tallinn",
-    "Vienna",
-    "twelve",
-    "nine",
-    "to",
-    "the",
-]
-
-
-class Case:
-    """One algorithm and layout on the real model: a bench, its rows, and the time of a step."""
-
-    def __init__(
-        self, model: str, folder: Path, algorithm: Any, rows: list[dict[str, Any]], **settings: Any
-    ) -> None:
-        import pyarrow as pa
-
-        from largeforge_ray.config.training import TrainStage
-        from largeforge_ray.train.bench import Bench
-        from largeforge_ray.train.checkpoint import Progress
-        from largeforge_ray.train.loop import Course
-        from largeforge_ray.train.tokens import TokenSpec, encode_rows
-
-        given = {
-            "name": "case",
-            "kind": "train",
-            "data": "rows",
-            "algorithm": algorithm,
-            "batch_size": len(rows),
-        }
-        self.stage = TrainStage.model_validate(given | {"learning_rate": 1e-9, "epochs": 1000.0} | settings)
-        batch, _ = encode_rows(rows, 0, TokenSpec(model, self.stage.algorithm, self.stage.max_tokens))
-        folder = Path(tempfile.mkdtemp(dir=folder))
-        with (
-            pa.OSFile(str(folder / "train.arrow"), "wb") as sink,
-            pa.ipc.new_file(sink, batch.schema) as file,
-        ):
-            file.write_batch(batch)
-        self.bench = Bench(self.stage, model)
-        self.course, self.progress = Course(self.bench, self.bench.add_lane(self.stage), folder), Progress()
-        self.course.prepare(self.progress, None, lambda done: None)
-        self.tokens = int(self.course.lengths.sum())
-        self.step = seconds(lambda: self.course.take_step(self.progress))
-
-    def loss(self) -> float:
-        rows = range(len(self.course.rows))
-        made = self.bench.accumulate(
-            self.course.lane, self.course.rows, rows, self.progress.reference, learn=False
-        )
-        return made["loss"]
-
-
-def make_rows(form: str, number: int, sigma: float) -> list[dict[str, Any]]:
-    rng = random.Random(0)
-
-    def text(median: float) -> str:  # of the logarithm of the number of words
-        return " ".join(
-            rng.choice(WORDS) for _ in range(max(4, min(200, int(rng.lognormvariate(median, sigma)))))
-        )
-
-    rows = []
-    for i in range(number):
-        prompt, answers = [{"role": "user", "content": text(2.0)}], [text(3.5), text(3.5)]
-        turns = [[{"role": "assistant", "content": a}] for a in answers]
-        row: dict[str, Any] = {"item_id": str(i), "messages": prompt, "label": None}
-        rows.append(
-            row | {"chosen": turns[0], "rejected": turns[1]}
-            if form == "preference"
-            else row | {"messages": prompt + turns[0]}
-        )
-    return rows
+PADDED_PASS_TOKENS = 8 * 448
+"""A micro-batch of eight rows, the longest among them or not."""
 
 
 def same(a: Case, b: Case) -> bool:
@@ -102,11 +25,14 @@ def same(a: Case, b: Case) -> bool:
 
 
 def packed_and_padded(model: str, folder: Path, pairs: int) -> None:
-    rows = make_rows("chat", 16, 1.1)
-    padded = Case(model, folder, "sft", rows, batching="padded", tokens_per_pass=8192)
+    """Padded is what a trainer does by itself: rows as they were shuffled, eight to a rectangle."""
+    rows = make_rows("chat", 16, sigma=1.0, words=60, longest=360)
+    padded = Case(model, folder, "sft", rows, batching="padded", tokens_per_pass=PADDED_PASS_TOKENS)
+    waste = padded.rectangles(pairs)
+    print(f"P1  a step: {len(rows)} rows, {padded.tokens} tokens, padded {waste:.2f} times as many")
     for batching in ("packed", "bucketed"):
-        other = Case(model, folder, "sft", rows, batching=batching, tokens_per_pass=1024)
-        waste = len(padded.course.rows) * int(padded.course.lengths.max()) / padded.tokens
+        other = Case(model, folder, "sft", rows, batching=batching)
+        padded.progress.step = 0  # the same steps as the other takes, and those that were counted
         found = record(
             "P1" if batching == "packed" else "P1-bucketed",
             f"useful tokens/s, {batching} / padded (padded rectangle {waste:.2f} times the tokens)",
@@ -121,7 +47,7 @@ def packed_and_padded(model: str, folder: Path, pairs: int) -> None:
 
 
 def references(model: str, folder: Path, pairs: int) -> None:
-    rows = make_rows("preference", 4, 0.5)
+    rows = make_rows("preference", 4, sigma=0.5)
     cached = Case(model, folder, {"name": "dpo"}, rows)
     in_loop = Case(model, folder, {"name": "dpo", "reference": "in_loop"}, rows)
     record(
@@ -162,7 +88,7 @@ def beside_plain_torch(model: str, folder: Path, pairs: int) -> None:
 
     from largeforge_ray.train.batch import score
 
-    rows = make_rows("chat", 8, 0.5)
+    rows = make_rows("chat", 8, sigma=0.5)
     ours, plain = (Case(model, folder, "sft", rows, tokens_per_pass=4096) for _ in range(2))
     network, lane = plain.bench.model, plain.course.lane
     parameters = list(lane.parameters.values())

@@ -11,6 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 torch_index="${LARGEFORGE_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}"
 lock=requirements/cpu.txt
+source_only=requirements/source.txt
 torch_pin="$(grep -E '^torch==' "$lock")"
 
 say() { printf '%s\n' "$*"; }
@@ -69,7 +70,7 @@ make_venv() {
   local python
   if "$venv/bin/python" -m pip --version >/dev/null 2>&1; then return; fi
   python="$(find_python)"
-  say "[1/4] Python $("$python" -c 'import platform; print(platform.python_version())') -> $venv"
+  say "[1/5] Python $("$python" -c 'import platform; print(platform.python_version())') -> $venv"
   "$python" -m venv --clear "$venv" || fail "$python could not create $venv; remove that folder and run again"
 }
 
@@ -87,11 +88,14 @@ install() {
   log="$venv/install.log"
   : >"$log"
   forget_half_installed
-  say "[2/4] $torch_pin"
+  say "[2/5] $torch_pin"
   install_torch
-  say "[3/4] $(grep -c '==' "$lock") pinned packages from $lock (some two minutes, 4 GB)"
+  say "[3/5] $(grep -c '==' "$lock") pinned packages from $lock (some two minutes, 4 GB)"
   must pip_install --no-deps --only-binary :all: -r "$lock"
-  say "[4/4] largeforge-ray, editable"
+  say "[4/5] $(grep -c '==' "$source_only") package from source"
+  # Its compiled parts are for GPUs and are compiled there when first used.
+  DS_BUILD_OPS=0 must pip_install --no-deps -r "$source_only"
+  say "[5/5] largeforge-ray, editable"
   must pip_install --no-deps --no-build-isolation -e .
   touch "$venv/.installed"
 }

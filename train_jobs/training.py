@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,7 +16,7 @@ def main(algorithm: str) -> None:
 
     @click.command(
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-        help=f"Run the manifest CONFIG, which has a train stage with algorithm: {algorithm}. Stages that are "
+        help=f"Run the manifest CONFIG, which has a train stage with {_wanted(algorithm)}. Stages that are "
         f"in the store are not run again, and a killed training goes on from its newest checkpoint.\n\n"
         f"A config to start from: train_jobs/manifests/{algorithm}.yaml. All fields: docs/manifest.md.",
     )
@@ -27,13 +28,22 @@ def main(algorithm: str) -> None:
         from train_jobs.commands import run_manifest
 
         stages = [s for s in load_manifest(config).stages if s.kind == "train"]
-        if not any(s.algorithm.name == algorithm for s in stages):
-            found = ", ".join(f"'{s.name}' with {s.algorithm.name}" for s in stages) or "no train stage"
+        if not any(algorithm in _names(s) for s in stages):
+            found = ", ".join(f"'{s.name}' with {' '.join(_names(s))}" for s in stages) or "no train stage"
             raise ConfigError(
-                f"{config} trains {found}, and not with {algorithm}; set algorithm: {algorithm} or use "
+                f"{config} trains {found}, and not with {algorithm}; set {_wanted(algorithm)} or use "
                 "largeforge run"
             )
         run_manifest(config, store)
 
     with polite_exit():
         run_cli(train, None)
+
+
+def _names(stage: Any) -> list[str]:
+    """What a train stage is: its algorithm, and QLoRA if its base is quantised."""
+    return [stage.algorithm.name] + (["qlora"] if stage.lora and stage.lora.quantize else [])
+
+
+def _wanted(algorithm: str) -> str:
+    return "lora: {quantize: nf4}" if algorithm == "qlora" else f"algorithm: {algorithm}"

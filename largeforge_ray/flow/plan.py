@@ -12,7 +12,8 @@ from typing import Any
 from largeforge_ray.config.base import PARTS, StageBase
 from largeforge_ray.config.manifest import Manifest
 from largeforge_ray.config.stages import DatasetStage, EvaluateStage, PromoteStage
-from largeforge_ray.config.training import PRESETS, Grpo, Lora, Training
+from largeforge_ray.config.sweeping import SweepStage
+from largeforge_ray.config.training import DIVIDES_WEIGHTS, PRESETS, Grpo, Lora, Training
 from largeforge_ray.data.ingest import content_identity, form_of
 from largeforge_ray.errors import ConfigError, ResourceError
 from largeforge_ray.flow.doctor import require_sandbox
@@ -25,10 +26,10 @@ from largeforge_ray.train import check_form
 
 ENGINE_GIB, TRAINER_GIB, CLUSTER_GIB = 3.5, 2.5, 1.5
 """Memory beside the weights of an engine (1 GiB of it KV cache), a training worker, and Ray itself."""
-WEIGHT_COPIES = {
-    **{"teach": 1, "evaluate": 1, "promote": 1, "train": 3, "sweep": 3},
-    **{"merge": 3, "model": 3, "dataset": 0},
-}
+WEIGHT_COPIES = {"teach": 1, "evaluate": 1, "promote": 1, "merge": 3, "model": 3}
+TRAINED_COPIES, WHOLE_COPIES = 3, 10
+"""Of bfloat16 weights in a training of an adapter while it loads, and of all of them: 2 bytes each of weight
+and gradient, 16 in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
     weights_gib = _weights_gib(source)
     key = artifact_key("model", source.identity, [])
     cached = store.find("model", key) is not None
-    needs = _resources("model", weights_gib, 1)
+    needs = _resources("model", weights_gib)
     planned = {"base": PlannedStage("base", "model", "model", key, (), (), cached, source.identity, needs)}
     for stage in manifest.stages:
         planned[stage.name] = _plan_stage(stage, manifest, planned, store, folder, weights_gib)
@@ -128,10 +129,11 @@ def _plan_stage(
     kind: str = config["kind"]
     key = artifact_key(stage.artifact_kind, config, parents)
     cached = store.find(stage.artifact_kind, key) is not None
-    needs = _resources(kind, weights_gib, stage.processes if isinstance(stage, Training) else 1)
-    if isinstance(stage, Training) and isinstance(stage.algorithm, Grpo):
-        # The engine that draws answers lives beside the workers.
-        needs |= {"cpus": needs["cpus"] + 1, "memory_gib": needs["memory_gib"] + ENGINE_GIB + weights_gib}
+    needs = (
+        _training_resources(stage, weights_gib)
+        if isinstance(stage, Training)
+        else _resources(kind, weights_gib)
+    )
     inputs = tuple(dict.fromkeys(names))
     return PlannedStage(stage.name, kind, stage.artifact_kind, key, parents, inputs, cached, config, needs)
 
@@ -196,14 +198,27 @@ def _weights_gib(source: ModelSource) -> float:
     return 0.0
 
 
-def _resources(kind: str, weights_gib: float, workers: int) -> dict[str, float]:
+def _resources(kind: str, weights_gib: float) -> dict[str, float]:
     if kind == "dataset":
         return {"cpus": 0, "gpus": 0, "memory_gib": 0.3}
-    beside = {"train": TRAINER_GIB * workers, "sweep": TRAINER_GIB * workers, "model": 1.0, "merge": 1.5}.get(
-        kind, ENGINE_GIB
-    )
-    memory = CLUSTER_GIB + beside + WEIGHT_COPIES[kind] * weights_gib * workers
-    return {"cpus": 1.0 * workers, "gpus": 0, "memory_gib": round(memory, 1)}
+    beside = {"model": 1.0, "merge": 1.5}.get(kind, ENGINE_GIB)
+    memory = CLUSTER_GIB + beside + WEIGHT_COPIES[kind] * weights_gib
+    return {"cpus": 1.0, "gpus": 0, "memory_gib": round(memory, 1)}
+
+
+def _training_resources(stage: Training, weights_gib: float) -> dict[str, float]:
+    """All workers on one machine, and the engine beside them that draws answers; or the one that probes the
+    adapter after them, if that needs more."""
+    least, _ = stage.bounds
+    processes = stage.processes if isinstance(stage, SweepStage) else least
+    held = WHOLE_COPIES if stage.lora is None else TRAINED_COPIES
+    divided = processes if stage.strategy in DIVIDES_WEIGHTS else 1
+    training = processes * (TRAINER_GIB + held * weights_gib / divided)
+    engine = ENGINE_GIB + weights_gib
+    draws = isinstance(stage.algorithm, Grpo)
+    probing = engine if stage.probe and stage.lora else 0.0
+    memory = CLUSTER_GIB + max(training + draws * engine, probing)
+    return {"cpus": 1.0 * (processes + draws), "gpus": 0, "memory_gib": round(memory, 1)}
 
 
 def check_resources(plan: Plan, hardware: Hardware) -> None:

@@ -17,7 +17,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Lane:
-    """The trained parameters ``named`` of ``network`` with AdamW, Loshchilov and Hutter 2019 (arXiv:1711.05101).
+    """The trained parameters ``named`` of ``network``, and AdamW, Loshchilov and Hutter 2019
+    (arXiv:1711.05101).
 
     ``holding`` says which part of them is this worker's. What leaves the lane (``weights``, ``state``)
     is whole and by name, so a checkpoint fits any number of workers and any way to divide.

@@ -64,6 +64,8 @@ def lora_config(lora: Lora, linear: Iterable[str], task: str = "CAUSAL_LM") -> A
         target_modules=choose_targets(lora.targets, linear),
         use_rslora=lora.rslora,
         use_dora=lora.dora,
+        # A reward model's head is fresh: it is trained and kept with the adapter.
+        modules_to_save=["score"] if task == "SEQ_CLS" else None,
         task_type=task,
     )
 

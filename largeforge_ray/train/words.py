@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from largeforge_ray.config.training import TrainStage
+from largeforge_ray.config.training import DIVIDES_WEIGHTS, TrainStage
 from largeforge_ray.errors import DataError
 
 GIB = 1024**3
@@ -36,7 +36,8 @@ def describe(stage: TrainStage, counts: dict[str, Any], start: dict[str, Any]) -
         f"{counts['rows']} rows, {counts['tokens']} tokens, {counts['learned']} of them learned; "
         f"{stage.batch_size} rows a step: "
         f"{per_epoch} steps an epoch x {stage.epochs:g} = {start['steps']} steps",
-        f"{start['workers']} worker(s), {stage.batching}, at most {stage.tokens_per_pass} tokens a pass; "
+        f"{start['workers']} worker(s), {stage.strategy}, {stage.batching}, "
+        f"at most {stage.tokens_per_pass} tokens a pass; "
         f"{start['trainable_parameters']:,} of {start['parameters']:,} parameters trained; "
         f"about {worker_gib(stage, start):.1f} GiB a worker",
     ]
@@ -50,8 +51,11 @@ def describe(stage: TrainStage, counts: dict[str, Any], start: dict[str, Any]) -
 
 
 def worker_gib(stage: TrainStage, start: dict[str, Any]) -> float:
-    """Weights in bfloat16; of trained ones also a float32 copy, a gradient and two moments; logits."""
-    frozen = 2 * start["parameters"]
+    """Weights in bfloat16 or NF4; of trained ones also a float32 copy, a gradient and two moments; logits."""
+    quantized = stage.lora is not None and stage.lora.quantize
+    frozen = (0.52 if quantized else 2) * (start["parameters"] if stage.lora else 0)
     trained = start["trainable_parameters"] * (2 + 2 + 4 * 4)
+    if stage.strategy in DIVIDES_WEIGHTS:
+        frozen, trained = frozen / start["workers"], trained / start["workers"]
     logits = stage.tokens_per_pass * start.get("vocabulary", 50_000) * (2 + 4 + 4)
     return float((frozen + trained + logits) / GIB) + 1.5

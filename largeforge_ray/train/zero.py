@@ -96,7 +96,7 @@ class ZeroLane:
 
         for name, parameter in self.parameters.items():
             safe_set_full_fp32_param(parameter, weights[name])
-            # Every worker writes the same; of a parameter that is divided each keeps its share of the first's.
+            # Every worker writes the same; of a divided one each then keeps its share of the first's.
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
                 parameter.copy_(weights[name])
 
@@ -127,7 +127,8 @@ def import_deepspeed() -> Any:
     """DeepSpeed, told whether there is a GPU. Raises ``ResourceError`` if it is not installed."""
     from largeforge_ray.models.hardware import detect
 
-    if not detect().gpus:
+    on_cpu = not detect().gpus
+    if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
@@ -136,6 +137,10 @@ def import_deepspeed() -> Any:
             "strategy zero needs DeepSpeed, which is not installed; run: pip install deepspeed==0.19.8, "
             "or set strategy: fsdp2"
         ) from None
+    if on_cpu:
+        # It would be compiled at the first use, which takes half a minute and a compiler, to save copies
+        # between workers on one machine.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 

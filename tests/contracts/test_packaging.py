@@ -14,7 +14,8 @@ from tests.contracts._tree import PACKAGES, ROOT, name, sources
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = dict(
     line.split("==")
-    for line in (ROOT / "requirements/cpu.txt").read_text().splitlines()
+    for file in ("cpu.txt", "source.txt")
+    for line in (ROOT / "requirements" / file).read_text().splitlines()
     if re.match(r"[\w-]+==", line)
 )
 EXTRAS = PROJECT["optional-dependencies"]

@@ -252,14 +252,18 @@ def test_too_little_disk_is_refused(home: Path, store: Store) -> None:
 
 
 def test_each_worker_and_each_copy_of_the_weights_needs_its_memory(home: Path, store: Store) -> None:
-    small = planned(home, store)
+    one = "workers: 1", "workers: 1, probe: false"
+    small = planned(home, store, *one)
     write_model(home / "model", size=(64 << 20) // 4)
-    large, two = planned(home, store), planned(home, store, "workers: 1", "workers: 2")
+    large, two = planned(home, store, *one), planned(home, store, "workers: 1", "workers: 2")
     grown = {s.name: s.resources["memory_gib"] - small[s.name].resources["memory_gib"] for s in large.stages}
     assert grown["prompts"] == 0
     assert grown["tuned"] > grown["rows"] > 0  # gradients and the optimizer's state beside the weights
     assert two["tuned"].resources["cpus"] == 2
     assert two["tuned"].resources["memory_gib"] > large["tuned"].resources["memory_gib"] + 2
+    # One worker is small beside the engine that probes its adapter.
+    probed = planned(home, store)["tuned"].resources["memory_gib"]
+    assert probed == planned(home, store)["rows"].resources["memory_gib"]
 
 
 def test_what_is_cached_needs_nothing(home: Path, store: Store) -> None:
@@ -317,4 +321,5 @@ def test_a_preset_is_another_way_to_write_its_values(home: Path, store: Store) -
         "targets": ["attention", "mlp"],
         "rslora": False,
         "dora": False,
+        "quantize": None,
     }

@@ -60,11 +60,12 @@ def test_the_files_of_an_adapter_load_in_peft_and_say_the_same(model: Path, tmp_
     stage = stage_of("sft", lora={"rank": 4, "alpha": 8, "targets": "attention"})
     bench = bench_of(model, stage)
     save_checkpoint(tmp_path, bench, bench.lane, Progress())
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    product = tmp_path / "product"
+    config = json.loads((product / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] is None
     assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
     base = transformers.AutoModelForCausalLM.from_pretrained(model)
-    loaded = PeftModel.from_pretrained(base, tmp_path)
+    loaded = PeftModel.from_pretrained(base, product)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         ours = bench.model(input_ids=ids, use_cache=False).logits
@@ -162,3 +163,28 @@ def test_a_template_that_rewrites_earlier_turns_is_replaced_for_training(tmp_pat
     plain = tokenizer_with(CHATML)
     assert not use_training_template(plain)
     assert plain.chat_template == CHATML
+
+
+def test_a_base_in_nf4_is_a_quarter_of_the_bytes_and_learns_after_it_was_measured(
+    model: Path, tmp_path: Path
+) -> None:
+    """bitsandbytes lays weights out for inference in evaluation mode, and gradients after that are wrong."""
+    from bitsandbytes.nn import Linear4bit
+
+    losses = {}
+    for quantize in (None, "nf4"):
+        stage = stage_of("sft", lora={"rank": 4, "alpha": 8, "quantize": quantize}, precision="bfloat16")
+        table = table_of(model, stage, make_rows("chat", 12), tmp_path / "t.arrow")
+        bench = bench_of(model, stage)
+        bench.model.eval()
+        bench.accumulate(bench.lane, table, range(4), None, learn=False)
+        bench.model.train()
+        losses[quantize] = take_steps(bench, table, range(8))
+    layers = [m for m in bench.model.modules() if isinstance(m, Linear4bit)]
+    assert len(layers) == 2 * 7
+    assert all(
+        m.weight.numel() * m.weight.element_size() * 4 == m.in_features * m.out_features * 2 for m in layers
+    )
+    assert all(m.weight.quant_state.nested and m.weight.quant_type == "nf4" for m in layers)
+    assert losses["nf4"][-1] < losses["nf4"][0]
+    assert losses["nf4"] == pytest.approx(losses[None], rel=0.05)
