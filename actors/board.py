@@ -20,7 +20,10 @@ class RunBoard:
 
 
 def start_board() -> Any:
-    """Start the board actor; it needs no CPU of its own."""
+    """Start the board, which needs no CPU of its own."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return ray.remote(RunBoard).options(num_cpus=0).remote()
+    # With the driver: a lost node of workers must not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(RunBoard).options(num_cpus=0, scheduling_strategy=here).remote()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from largeforge_ray.config.training import DIVIDES_WEIGHTS, TrainStage
+from largeforge_ray.config.training import DIVIDES_WEIGHTS, Grpo, TrainStage
 from largeforge_ray.errors import DataError
 
 GIB = 1024**3
@@ -32,9 +32,12 @@ def describe(stage: TrainStage, counts: dict[str, Any], start: dict[str, Any]) -
     ``counts`` come from the tokens, ``start`` from the first worker's note: steps, workers and parameters.
     """
     per_epoch = math.ceil(counts["rows"] / stage.batch_size)
+    each = f"{counts['learned']} of them learned; {stage.batch_size} rows a step"
+    if isinstance(stage.algorithm, Grpo):
+        o = stage.algorithm
+        each = f"{stage.batch_size} rows a step, {o.group} answers each of {o.max_new_tokens} tokens or less"
     lines = [
-        f"{counts['rows']} rows, {counts['tokens']} tokens, {counts['learned']} of them learned; "
-        f"{stage.batch_size} rows a step: "
+        f"{counts['rows']} rows, {counts['tokens']} tokens; {each}: "
         f"{per_epoch} steps an epoch x {stage.epochs:g} = {start['steps']} steps",
         f"{start['workers']} worker(s), {stage.strategy}, {stage.batching}, "
         f"at most {stage.tokens_per_pass} tokens a pass; "
