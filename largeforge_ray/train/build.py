@@ -49,7 +49,7 @@ def build_trainer(job: TrainJob, storage: Path) -> Any:
     return TorchTrainer(
         worker_loop,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=scaling(
             num_workers=most if least == most else (least, most),
             elastic_resize_monitor_interval_s=RESIZE_S,

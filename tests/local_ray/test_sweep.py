@@ -118,7 +118,7 @@ def test_a_killed_population_goes_on(home: Path, tmp_path: Path) -> None:
     ("search", "stopping"),
     [
         ({"name": "random", "trials": 6}, {"name": "asha", "reduction": 2}),
-        ({"name": "optuna", "trials": 4}, None),
+        pytest.param({"name": "optuna", "trials": 4}, None, marks=pytest.mark.slow),
     ],
 )
 def test_searchers_draw_and_asha_stops(
