@@ -31,7 +31,9 @@ class Session:
     """A connection to Ray that is made when it is first needed."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        for name, value in QUIET_ENV.items():
+        from largeforge_ray.models.hardware import library_env
+
+        for name, value in (QUIET_ENV | library_env()).items():
             os.environ.setdefault(name, value)
         self._say = say
         self.started_here = False

@@ -59,6 +59,12 @@ def _available_memory_bytes() -> int:
     return available
 
 
+def library_env(hardware: Hardware | None = None) -> dict[str, str]:
+    """Environment of every process of ours: without a GPU DeepSpeed, which transformers imports, says so in
+    a warning unless it is told first."""
+    return {"DS_ACCELERATOR": "cpu"} if (hardware or detect()).device == "cpu" else {}
+
+
 def engine_env(hardware: Hardware | None = None) -> dict[str, str]:
     """Environment of a process that will import vLLM; set it before the import."""
     hardware = hardware or detect()

@@ -125,11 +125,10 @@ class ZeroLane:
 
 def import_deepspeed() -> Any:
     """DeepSpeed, told whether there is a GPU. Raises ``ResourceError`` if it is not installed."""
-    from largeforge_ray.models.hardware import detect
+    from largeforge_ray.models.hardware import detect, library_env
 
-    on_cpu = not detect().gpus
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name, value in library_env().items():
+        os.environ.setdefault(name, value)
     try:
         import deepspeed
     except ImportError:
@@ -137,7 +136,7 @@ def import_deepspeed() -> Any:
             "strategy zero needs DeepSpeed, which is not installed; run: pip install deepspeed==0.19.8, "
             "or set strategy: fsdp2"
         ) from None
-    if on_cpu:
+    if detect().device == "cpu":
         # It would be compiled at the first use, which takes half a minute and a compiler, to save copies
         # between workers on one machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
