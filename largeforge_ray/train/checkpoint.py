@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.train.bench import Bench
+from largeforge_ray.train.lane import state_name
 from largeforge_ray.train.lora import save_adapter
 from largeforge_ray.train.probe import PROBE_FILE
 from largeforge_ray.train.whole import save_model
@@ -50,7 +51,7 @@ def save_checkpoint(folder: Path, bench: Bench, lane: Any, progress: Progress) -
         return
     product = folder / PRODUCT
     product.mkdir(parents=True)
-    weights = {n: state[f"weights/{n}"] for n in lane.parameters}
+    weights = {n: state[state_name("weights", n, lane.name)] for n in lane.parameters}
     if lane.stage.lora is None:
         save_model(bench, weights, product)
     else:

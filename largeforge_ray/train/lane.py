@@ -16,6 +16,11 @@ Tensor = Any
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+def state_name(kind: str, parameter: str, lane: str) -> str:
+    """What a value is called in a lane's state: the same in every lane, so that any may take it up."""
+    return f"{kind}/{parameter.replace(f'.{lane}.', '.')}"
+
+
 class Lane:
     """The trained parameters ``named`` of ``network``, and AdamW, Loshchilov and Hutter 2019
     (arXiv:1711.05101).
@@ -96,25 +101,30 @@ class Lane:
     def state(self) -> dict[str, Tensor]:
         """Everything a later process needs to go on, as tensors. Every worker has to ask."""
         kept = self.optimizer.state.get(self.flat, {})
-        made = {f"weights/{n}": w for n, w in self.weights().items()}
-        for moment in MOMENTS:
-            if moment in kept:
-                made |= {f"{moment}/{n}": w for n, w in self._whole(kept[moment]).items()}
+        vectors = {"weights": self.flat.data} | {m: kept[m] for m in MOMENTS if m in kept}
+        made = {
+            state_name(kind, name, self.name): value
+            for kind, vector in vectors.items()
+            for name, value in self._whole(vector).items()
+        }
         return made | ({"step": kept["step"]} if "step" in kept else {})
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from what ``state`` returned."""
         import torch
 
-        self.put(_named(state, "weights"))
+        self.put(self._of(state, "weights"))
         if "step" not in state:
             return
         # The fused optimizer keeps the count of updates where the weights are, too.
         kept = {"step": state["step"].to(self.flat.device)}
         for moment in MOMENTS:
             kept[moment] = torch.zeros_like(self.flat.data)
-            self._take(kept[moment], _named(state, moment))
+            self._take(kept[moment], self._of(state, moment))
         self.optimizer.state[self.flat] = kept
+
+    def _of(self, state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+        return {n: state[state_name(kind, n, self.name)] for n in self.parameters}
 
     def _whole(self, vector: Tensor) -> dict[str, Tensor]:
         return {n: self.holding.whole(p, value) for p, n, value in self._split(vector)}
@@ -122,10 +132,6 @@ class Lane:
     def _take(self, vector: Tensor, values: dict[str, Tensor]) -> None:
         for parameter, name, place in self._split(vector):
             place.copy_(self.holding.part(parameter, values[name]))
-
-
-def _named(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    return {n.removeprefix(f"{kind}/"): w for n, w in state.items() if n.startswith(f"{kind}/")}
 
 
 def make_optimizer(stage: Any, weights: list[Any]) -> Any:

@@ -11,7 +11,7 @@ import os
 from typing import Any, ClassVar
 
 from largeforge_ray.errors import ResourceError
-from largeforge_ray.train.lane import MOMENTS, Tensor, make_optimizer
+from largeforge_ray.train.lane import MOMENTS, Tensor, make_optimizer, state_name
 from largeforge_ray.train.objective import Objective
 
 
@@ -105,21 +105,22 @@ class ZeroLane:
         import torch
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        made = {f"weights/{n}": w for n, w in self.weights().items()}
+        made = {state_name("weights", n, self.name): w for n, w in self.weights().items()}
         for moment in MOMENTS:
             for name, parameter in self.parameters.items():
-                made[f"{moment}/{name}"] = safe_get_full_optimizer_state(parameter, moment).detach()
+                value = safe_get_full_optimizer_state(parameter, moment).detach()
+                made[state_name(moment, name, self.name)] = value
         return made | {"step": torch.tensor(self._count())}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from what ``state`` returned."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        self.put({n: state[f"weights/{n}"] for n in self.parameters})
+        self.put({n: state[state_name("weights", n, self.name)] for n in self.parameters})
         for moment in MOMENTS:
             for name, parameter in self.parameters.items():
-                if f"{moment}/{name}" in state:
-                    safe_set_full_optimizer_state(parameter, state[f"{moment}/{name}"], moment)
+                if (kept := state_name(moment, name, self.name)) in state:
+                    safe_set_full_optimizer_state(parameter, state[kept], moment)
         self._count(float(state.get("step", 0.0)))
 
 

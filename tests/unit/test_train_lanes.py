@@ -83,3 +83,24 @@ def test_a_lane_learns_where_all_others_have_left(model: Path, tmp_path: Path) -
             course.take_step(progress)
         assert progress.losses == expected
         bench.remove_lane(name)
+
+
+def test_a_lane_goes_on_under_another_name(model: Path, tmp_path: Path) -> None:
+    """As a trial does after its pack was restarted, or when it takes another trial over."""
+    import torch
+
+    from largeforge_ray.train.checkpoint import load_checkpoint, save_checkpoint
+
+    table_of(model, stage("small", "sft"), make_rows("chat", 12), tmp_path / "train.arrow")
+    losses, weights = alone(model, tmp_path, "small", "sft")
+    bench = Bench(stage("small", "sft"), str(model))
+    course, progress = Course(bench, bench.add_lane(stage("small", "sft"), "one"), tmp_path), Progress()
+    for _ in range(3):
+        course.take_step(progress)
+    save_checkpoint(tmp_path / "kept", bench, course.lane, progress)
+    other = Course(bench, bench.add_lane(stage("small", "sft"), "two"), tmp_path)
+    progress = load_checkpoint(tmp_path / "kept", other.lane)
+    while progress.step < STEPS:
+        other.take_step(progress)
+    assert progress.losses == losses
+    assert torch.equal(other.lane.flat, weights)
