@@ -134,17 +134,21 @@ class Bench:
             for name, value in self._over_workers(o, sums).items()
         }
 
-    def reference_logps(self, table: TokenTable, on_rows: Callable[[int], None]) -> Any:
-        """Summed log-probabilities of every sequence with adapters off, float32 ``(rows, sequences)``.
+    def reference_logps(
+        self, table: TokenTable, on_rows: Callable[[int], None], first: int | None = None
+    ) -> Any:
+        """Summed log-probabilities of every sequence with adapters off, float32 ``(rows, sequences)``; of the
+        ``first`` rows if that is given.
 
         Of a whole model in training they are its own, so they are asked for before the first step.
         """
         import torch
 
-        made = torch.zeros(len(table), table.lengths.shape[1])
+        number = len(table) if first is None else min(first, len(table))
+        made = torch.zeros(number, table.lengths.shape[1])
         in_step = any(lane.in_step for lane in self.lanes.values())
-        for start in range(0, len(table), MEASURED_AT_ONCE):
-            rows = range(start, min(start + MEASURED_AT_ONCE, len(table)))
+        for start in range(0, number, MEASURED_AT_ONCE):
+            rows = range(start, min(start + MEASURED_AT_ONCE, number))
             for role in range(made.shape[1]):
                 for part, share in self._passes(table, rows, (role,), in_step):
                     logps_S = self._reference(self.batch(table, part, (role,)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.training import TrainStage
+from largeforge_ray.errors import DataError
 from largeforge_ray.models.hardware import threads_per_worker
 from largeforge_ray.train.bench import Bench
 from largeforge_ray.train.checkpoint import Progress, load_checkpoint, load_reference, save_checkpoint
@@ -76,6 +77,11 @@ class Course:
         self.rows = TokenTable(tokens / "train.arrow")
         held_out = tokens / "test.arrow"
         self.held_out = TokenTable(held_out) if held_out.exists() and lane.stage.held_out_rows else None
+        if self.held_out is None and lane.stage.keep == "best":
+            raise DataError(
+                "keep 'best' goes by held-out rows and the dataset holds none out; "
+                "set keep: newest or raise the dataset's split.test"
+            )
         self.order = Order(len(self.rows), lane.stage.batch_size, lane.stage.epochs, lane.stage.seed)
         self.lengths = self.rows.lengths[:, lane.objective.trained].sum(1)
 
@@ -85,7 +91,8 @@ class Course:
             return
         if self.held_out is not None and self.lane.stage.lora is None:
             # After the first step the model is not its own reference any more.
-            progress.held_reference = self.bench.reference_logps(self.held_out, lambda rows: None)
+            measured = self.lane.stage.held_out_rows
+            progress.held_reference = self.bench.reference_logps(self.held_out, lambda rows: None, measured)
         progress.reference = load_reference(Path(reference_dir) if reference_dir else None)
         if progress.reference is None:
             progress.reference = self.bench.reference_logps(self.rows, on_rows)

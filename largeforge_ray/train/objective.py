@@ -71,7 +71,8 @@ class Objective:
         return None
 
     def loss(self, output: Any, known: Known) -> LossSum:
-        raise NotImplementedError
+        """The loss of a pass from what ``forward`` returned."""
+        raise TypeError(f"{type(self).__name__} does not say what its loss is")
 
 
 def pairs(values_S: Tensor) -> tuple[Tensor, Tensor]:
