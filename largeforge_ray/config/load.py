@@ -159,7 +159,10 @@ def _explain(error: ErrorDetails, data: dict[str, Any]) -> str:
         return f"{dotted}: {tag} '{given}' is {noun}; {hint}Supported: [{', '.join(known)}]"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    shown = repr(value) if not isinstance(value, dict | list) else type(value).__name__
+    if isinstance(value, dict):
+        # A rule between fields: the message names them.
+        return f"{dotted}: {message}"
+    shown = repr(value) if not isinstance(value, list) else type(value).__name__
     return f"{dotted} = {shown}: {message}"
 
 
