@@ -66,11 +66,13 @@ def _rows(width: float) -> _Rows:
 
 
 def loss_chart(curve: LossCurve, width: float) -> Markup:
-    """Loss over steps; a running mean is drawn over a long noisy curve."""
+    """Loss over steps, on held-out rows too if it was measured; a running mean is drawn over a long noisy
+    curve."""
     height = 260.0 if width >= svg.WIDE else 220.0
     left, right, top, bottom = 44.0, width - 10.0, 26.0, height - 38.0
     steps, losses = [step for step, _ in curve.points], [loss for _, loss in curve.points]
-    y_ticks = svg.ticks(min(losses), max(losses), 5)
+    both = [*losses, *(loss for _, loss in curve.held_out)]
+    y_ticks = svg.ticks(min(both), max(both), 5)
     x_ticks = [tick for tick in svg.ticks(0, max(steps), 6 if width >= svg.WIDE else 4) if tick <= max(steps)]
     x = svg.Scale(0, max(steps), left, right)
     y = svg.Scale(y_ticks[0], y_ticks[-1], bottom, top)
@@ -99,10 +101,17 @@ def loss_chart(curve: LossCurve, width: float) -> Markup:
         _dot(x(a), y(b), 3 if few else 5, "dot" if few else "dot hidden", f"step {a:g}: loss {b:.4f}")
         for a, b in drawn
     ]
+    if len(curve.held_out) > 1:
+        parts.append(svg.polyline([(x(a), y(b)) for a, b in curve.held_out], "curve held"))
+    parts += [
+        _dot(x(a), y(b), 4, "dot held", f"held-out rows, step {a:g}: loss {b:.4f}") for a, b in curve.held_out
+    ]
     label = (
         f"Training loss of stage {curve.stage}: from {losses[0]:.3f} at step {steps[0]:g} "
         f"to {losses[-1]:.3f} at step {steps[-1]:g}"
     )
+    if curve.held_out:
+        label += f"; on held-out rows from {curve.held_out[0][1]:.3f} to {curve.held_out[-1][1]:.3f}"
     return svg.picture(width, height, label, *parts)
 
 

@@ -91,6 +91,7 @@ class _Gathered:
                 stage.name,
                 self._metrics(stage).get("losses") or self._logged_losses(stage.name),
                 self._metrics(stage).get("history") or (),
+                _held_out(self._metrics(stage)),
             )
             for stage in self._of_kind(*TRAINING)
         )
@@ -260,13 +261,30 @@ def _run_state(stages: Sequence[view.StageView]) -> str:
 
 
 def _loss_curve(
-    stage: str, pairs: Iterable[Sequence[Any]], history: Iterable[Mapping[str, Any]]
+    stage: str,
+    pairs: Iterable[Sequence[Any]],
+    history: Iterable[Mapping[str, Any]],
+    held_out: Iterable[Sequence[Any]],
 ) -> view.LossCurve:
-    """Rising steps, each once: a step that was repeated after a resume counts with its last loss."""
+    marks = tuple((float(leg["step"]), f"until here {words.leg(leg)}") for leg in history)
+    (points, bad), (measured, _) = _points(pairs), _points(held_out)
+    return view.LossCurve(stage, points, bad, marks, measured)
+
+
+def _points(pairs: Iterable[Sequence[Any]]) -> tuple[tuple[tuple[float, float], ...], int]:
+    """Rising steps, each once, and how many had no finite loss: a step that was repeated after a resume
+    counts with its last loss."""
     by_step = {float(step): float(loss) for step, loss in pairs}
     finite = sorted((step, loss) for step, loss in by_step.items() if math.isfinite(loss))
-    marks = tuple((float(leg["step"]), f"until here {words.leg(leg)}") for leg in history)
-    return view.LossCurve(stage, tuple(finite), len(by_step) - len(finite), marks)
+    return tuple(finite), len(by_step) - len(finite)
+
+
+def _held_out(metrics: Mapping[str, Any]) -> list[Sequence[Any]]:
+    """Before the first step, on the way where it was measured, and after the last one."""
+    ends = {"before": 0, "after": metrics.get("steps")}
+    measured = metrics.get("held_out") or {}
+    at_ends = [(step, measured[when]["loss"]) for when, step in ends.items() if when in measured]
+    return [*(metrics.get("curve") or ()), *at_ends]
 
 
 def _evaluation(stage: str, metrics: Mapping[str, Any]) -> view.Evaluation:

@@ -35,13 +35,15 @@ class StageView:
 class LossCurve:
     """The training loss of one stage: (step, nats per token) pairs with rising steps.
 
-    ``marks`` are steps at which another trial's weights were taken over, each with a sentence.
+    ``marks`` are steps at which another trial's weights were taken over, each with a sentence. ``held_out``
+    is the loss on held-out rows, in pairs like those of ``points``.
     """
 
     stage: str
     points: tuple[tuple[float, float], ...]
     not_finite: int = 0
     marks: tuple[tuple[float, str], ...] = ()
+    held_out: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

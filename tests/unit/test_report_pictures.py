@@ -69,6 +69,16 @@ def test_a_step_at_which_another_trial_was_taken_over_is_marked() -> None:
     assert picture.count('class="mark"') == 1
 
 
+@WIDTHS
+def test_held_out_losses_are_drawn_beside_those_of_training(width: float) -> None:
+    curve = LossCurve("tuned", ((1.0, 2.0), (9.0, 1.0)), held_out=((0.0, 3.5), (9.0, 1.5)))
+    picture = charts.loss_chart(curve, width)
+    assert "held-out rows, step 0: loss 3.5000" in picture
+    assert picture.count('class="dot held"') == 2
+    assert picture.count('class="curve held"') == 1
+    assert "on held-out rows from 3.500 to 1.500" in picture
+
+
 def test_a_running_mean_neither_lags_nor_shifts_and_dampens_noise() -> None:
     line = [(float(step), 2.0 * step) for step in range(60)]
     assert charts.smoothed(line) == [(step, pytest.approx(loss)) for step, loss in line]
