@@ -1,46 +1,37 @@
-"""The engine as an actor that Ray restarts, so its callers never write retry code."""
+"""The engine as an actor. A core that dies is started again inside it, a lost process by Ray."""
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from largeforge_ray.models.engine import Engine, EngineDied
+from largeforge_ray.models.engine import Engine
+from largeforge_ray.models.supervised import SupervisedEngine
 from largeforge_ray.types import GenerateRequest, Generation, ScoreRequest, TokenScores
 
-RESTARTS = 4
-"""An engine that died five times has a cause that a sixth start will not cure."""
+RESTARTS = 20
+"""Of a process that was killed: what an engine does to itself is counted inside it."""
 
 
 class EngineActor:
     """One engine in its own process. Calls in flight are repeated after a restart."""
 
     def __init__(self, model_dir: str, max_model_len: int, max_lora_rank: int | None) -> None:
-        start = partial(Engine, model_dir, max_model_len=max_model_len, max_lora_rank=max_lora_rank)
-        try:
-            self._engine = start()
-        except RuntimeError:
-            # A core that was killed while it started looks like one that cannot start: a second failure
-            # tells. Ray restarts no actor whose constructor raises.
-            self._engine = start()
+        handed = Path(tempfile.mkdtemp(prefix="largeforge-adapters-"))
+        sizes: dict[str, Any] = {"max_model_len": max_model_len, "max_lora_rank": max_lora_rank}
+        self._engine = SupervisedEngine(partial(Engine, model_dir, handed=handed, **sizes))
 
     async def start_seconds(self) -> float:
         return self._engine.start_seconds
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
-        try:
-            return await self._engine.generate(requests)
-        except EngineDied:
-            # Ray restarts an actor whose process ends, not one that raises.
-            os._exit(1)
+        return await self._engine.generate(requests)
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
-        try:
-            return await self._engine.score(requests)
-        except EngineDied:
-            os._exit(1)
+        return await self._engine.score(requests)
 
     async def put_adapter(self, files: dict[str, bytes]) -> str:
         return await self._engine.put_adapter(files)

@@ -23,7 +23,8 @@ class Sampling:
 class GenerateRequest:
     """One prompt for an engine. ``adapter`` is a PEFT folder, or None for the model itself.
 
-    ``prompt_ids`` are the prompt as token ids, in the place of ``messages``.
+    ``prompt_ids`` are the prompt as token ids, in the place of ``messages``; ``topk`` asks for the most
+    likely tokens at every place of the answer.
     """
 
     request_id: str
@@ -31,6 +32,19 @@ class GenerateRequest:
     sampling: Sampling
     adapter: str | None = None
     prompt_ids: tuple[int, ...] | None = None
+    topk: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Likeliest:
+    """The k likeliest tokens at each of T places: ``ids_TK`` int32, ``logps_TK`` float16, likeliest first.
+
+    ``tail_T`` is the log of what the others have together, float16. All at temperature 1.
+    """
+
+    ids_TK: Any
+    logps_TK: Any
+    tail_T: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +52,7 @@ class Generation:
     """One finished answer, or the reason there is none (``error``). Times are in seconds.
 
     ``logprobs`` are of each of ``token_ids``, which end with the token that ended the answer; both are
-    given where the request gave its prompt as ids.
+    given where the request gave its prompt as ids or asked for ``topk``. ``usd`` is what it cost.
     """
 
     request_id: str
@@ -51,6 +65,8 @@ class Generation:
     error: str | None = None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    likeliest: Likeliest | None = None
+    usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,20 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 
 
 def read_context(gguf: Path) -> int | None:
-    """The context in tokens that the file's metadata states; None if it states none before its vocabulary.
+    """The context in tokens that the file's metadata states; None if it states none before its vocabulary."""
+    return _stated(gguf, ".context_length")
 
-    Only what stands before that is read, a few hundred bytes. A damaged file fails when it is converted.
-    Format: GGUF 2 and 3, ggml's docs/gguf.md.
+
+def read_layers(gguf: Path) -> int | None:
+    """The number of layers that the file's metadata states; None if it states none before its vocabulary."""
+    return _stated(gguf, ".block_count")
+
+
+def _stated(gguf: Path, ending: str) -> int | None:
+    """The number under the first name with this ending.
+
+    Only what stands before the vocabulary is read, a few hundred bytes. A damaged file fails when it is
+    converted. Format: GGUF 2 and 3, ggml's docs/gguf.md.
     """
     with gguf.open("rb") as file, suppress(struct.error, KeyError):
         magic, _, _, fields = struct.unpack("<4sIQQ", file.read(24))
@@ -28,7 +38,7 @@ def read_context(gguf: Path) -> int | None:
             if name.startswith("tokenizer."):
                 break
             value = _value(file, _number(file, "I"))
-            if name.endswith(".context_length"):
+            if name.endswith(ending):
                 return int(value)
     return None
 

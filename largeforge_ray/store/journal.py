@@ -13,15 +13,18 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from largeforge_ray.errors import DataError
 from largeforge_ray.store.keys import SHORT
+from largeforge_ray.store.outofcore import KeyIndex, split_by_hash
 from largeforge_ray.store.store import Store
 
 _log = logging.getLogger(__name__)
 
+IN_MEMORY = 20_000
+"""Rows that are sorted at once; each may carry some 100 KiB of log-probabilities."""
 _TAIL_BYTES = 8  # Parquet ends with the footer's length (4 bytes, little endian) and "PAR1"
 _DIGEST_BYTES = 32
 _JSON_COLUMNS = b"largeforge.json_columns"
@@ -32,8 +35,8 @@ Row = dict[str, Any]
 class RowJournal:
     """Rows of one stage below ``journal/<key>/``. Any number of processes may append at once.
 
-    A row has a ``row_key`` (text), an ``error`` (text, or None if it succeeded) and any other fields. A
-    field that only some rows of an append have reads as None in the others.
+    A row has a ``row_key`` (text), an ``error`` (text, or None if it succeeded) and any other fields of
+    JSON values or bytes. A field that only some rows of an append have reads as None in the others.
     """
 
     def __init__(self, store: Store, key: str) -> None:
@@ -84,6 +87,25 @@ class RowJournal:
                 if key not in seen and failed.get(key) == path:
                     seen.add(key)
                     yield row
+
+    def index(self) -> KeyIndex:
+        """The keys of the rows without an error, as ``done``, in 32 bytes a row."""
+        keys = (_from_parquet(data, ["row_key", "error"]) for _, data in self._shards())
+        return KeyIndex(row["row_key"] for rows in keys for row in rows if _is_good(row))
+
+    def in_order(self, by: Callable[[Row], tuple[str, ...]], expected: int) -> Iterator[Row]:
+        """As ``rows``, sorted by texts, the first of which is hexadecimal and the same in a key's every row.
+
+        Of more than ``IN_MEMORY`` rows, which ``expected`` says, the rest are on the disk meanwhile.
+        """
+        every = (row for _, data in self._shards() for row in _from_parquet(data))
+        for part in split_by_hash(every, lambda row: by(row)[0], -(-expected // IN_MEMORY)):
+            best: dict[str, Row] = {}
+            for row in part:
+                known = best.get(row["row_key"])
+                if known is None or (_is_good(row) and not _is_good(known)):
+                    best[row["row_key"]] = row
+            yield from sorted(best.values(), key=by)
 
     def clear(self) -> None:
         """Forget every row."""
@@ -166,6 +188,8 @@ def _native(values: Sequence[Any]) -> Any:
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {str} and all(value is None or _is_utf8(value) for value in values):
         return pa.string()
+    if kinds == {bytes}:
+        return pa.binary()
     if kinds == {bool}:
         return pa.bool_()
     if kinds == {float}:

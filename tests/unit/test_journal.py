@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
 import math
 import pickle
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from largeforge_ray.errors import DataError
 from largeforge_ray.store import RowJournal, Store, open_store
+from largeforge_ray.store import journal as journal_module
 
 KEY = "ab" * 32
 
@@ -52,11 +55,13 @@ def test_each_key_once_and_success_wins(appends: list[list[dict[str, Any]]]) -> 
         for rows_ in appends[::-1]:
             journal.append(rows_)
         found = list(journal.rows())
-        done = journal.done()
+        done, index = journal.done(), journal.index()
     written = [one for rows_ in appends for one in rows_]
     assert sorted(one["row_key"] for one in found) == sorted({one["row_key"] for one in written})
     assert done == {one["row_key"] for one in written if one["error"] is None}
     assert {one["row_key"] for one in found if one["error"] is None} == done
+    assert len(index) == len(done)
+    assert {key for key in "abcdef" if key in index} == done
     for one in found:
         given_fields = {name: value for name, value in one.items() if value is not None}
         assert any(
@@ -146,7 +151,7 @@ def test_rows_that_cannot_be_kept_are_refused_by_name(store: Store) -> None:
     for bad, named in [
         ({"error": None}, "row_key None"),
         (row("a", error=3), "error 3 of row a"),  # type: ignore[arg-type]
-        (row("a", blob=b"x"), "'blob'"),
+        (row("a", blob={"x": b"x"}), "'blob'"),
         (row("a", counts={1: 2}), "'counts'.*key 1"),
     ]:
         with pytest.raises(DataError, match=named):
@@ -162,3 +167,25 @@ def test_clear_forgets_and_journals_are_apart_and_picklable(store: Store) -> Non
     one.clear()
     assert (one.done(), list(one.rows())) == (set(), [])
     assert pickle.loads(pickle.dumps(other)).done() == {"b"}
+
+
+@pytest.mark.parametrize("in_memory", [3, 10_000])
+def test_rows_come_in_order_however_many_fit_into_memory(
+    in_memory: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "IN_MEMORY", in_memory)
+    journal = RowJournal(store, KEY)
+    made = [row(f"k{i}", group=hashlib.sha256(bytes([i // 3])).hexdigest(), n=str(i)) for i in range(40)]
+    random.Random(0).shuffle(made)
+    for i in range(0, 40, 7):
+        journal.append(made[i : i + 7])
+    journal.append([made[0], made[1]])
+    journal.append([{**made[2], "error": "late"}, {**made[3], "error": "late"}])
+    found = list(journal.in_order(lambda r: (r["group"], r["n"]), expected=40))
+    assert found == sorted(made, key=lambda r: (r["group"], r["n"]))
+
+
+def test_bytes_are_kept_as_they_are(store: Store) -> None:
+    journal = RowJournal(store, KEY)
+    journal.append([row("a", ids=b"\x00\xff"), row("b", ids=None)])
+    assert [one["ids"] for one in journal.rows()] == [b"\x00\xff", None]
