@@ -11,17 +11,18 @@ with ray_session(print) as session:
 from __future__ import annotations
 
 from actors.board import RunBoard, start_board
-from actors.engine import EngineActor, start_engine
+from actors.endpoint import start_endpoint
+from actors.engine import start_engine
 from actors.pack import start_pack
 from actors.session import Session, polite_exit, ray_session
 
 __all__ = [
-    "EngineActor",
     "RunBoard",
     "Session",
     "polite_exit",
     "ray_session",
     "start_board",
+    "start_endpoint",
     "start_engine",
     "start_pack",
 ]

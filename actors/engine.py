@@ -27,6 +27,9 @@ class EngineActor:
     async def start_seconds(self) -> float:
         return self._engine.start_seconds
 
+    async def load(self) -> int:
+        return self._engine.load
+
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         return await self._engine.generate(requests)
 

@@ -41,3 +41,7 @@ class StageError(ForgeError, RuntimeError):
 
 class GateError(StageError):
     """A promotion gate decided against the candidate, or could not be evaluated."""
+
+
+class BudgetError(StageError):
+    """A stage stops because what it asks for next might cost more than its cap leaves."""

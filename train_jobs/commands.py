@@ -48,7 +48,7 @@ def show_plan(manifest: Path, store_url: str | None) -> None:
 
 def run_manifest(manifest: Path, store_url: str | None) -> Any:
     """Run a manifest with progress; returns the ``RunResult``."""
-    from actors import ray_session, start_board, start_engine, start_pack
+    from actors import ray_session, start_board, start_endpoint, start_engine, start_pack
     from largeforge_ray.flow import Tools, make_plan, run_plan
     from largeforge_ray.observe import write_report
     from train_jobs.console import Console
@@ -63,7 +63,9 @@ def run_manifest(manifest: Path, store_url: str | None) -> Any:
         with ray_session(console.say) as session:
             if plan.missing and os.environ.get("RAY_ADDRESS"):
                 session.connect()  # a wrong address is better told before work is done than after
-            tools = Tools(session.connect, start_engine, start_board, start_pack, console.listen)
+            tools = Tools(
+                session.connect, start_engine, start_endpoint, start_board, start_pack, console.listen
+            )
             result = run_plan(plan, loaded, store, tools=tools)
     finally:
         console.close()

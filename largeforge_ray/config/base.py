@@ -36,6 +36,11 @@ class StageBase(Strict):
         """What kind of artifact the stage makes."""
         return self.makes
 
+    @property
+    def reads_base(self) -> bool:
+        """Whether the manifest's model decides the result, beside what the references name."""
+        return self.uses_model
+
     def references(self) -> dict[str, str]:
         raise TypeError(f"{type(self).__name__} does not say which stages it reads")
 

@@ -11,7 +11,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from largeforge_ray.config.algorithms import ALGORITHMS
 from largeforge_ray.config.base import Strict
+from largeforge_ray.config.filters import FILTERS
 from largeforge_ray.config.manifest import Manifest, ModelConfig, ReferenceProblem, Rope, in_dependency_order
 from largeforge_ray.config.merging import MergeStage
 from largeforge_ray.config.stages import (
@@ -20,12 +22,12 @@ from largeforge_ray.config.stages import (
     Gate,
     PromoteStage,
     Split,
-    Teacher,
-    TeachStage,
 )
+from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SEARCHES, STOPPERS, SweepStage
+from largeforge_ray.config.teaching import MAKES, Price, Teacher, TeachStage
 from largeforge_ray.config.tracking import Mlflow, Tracking, Wandb
-from largeforge_ray.config.training import ALGORITHMS, Lora, TrainStage
+from largeforge_ray.config.training import Lora, TrainStage
 from largeforge_ray.errors import ConfigError
 
 Path_ = Sequence[str | int]
@@ -35,6 +37,7 @@ STAGES: dict[str, type[Strict]] = {
     "train": TrainStage,
     "sweep": SweepStage,
     "merge": MergeStage,
+    "student": StudentStage,
     "evaluate": EvaluateStage,
     "promote": PromoteStage,
 }
@@ -42,11 +45,14 @@ NAMED: dict[str, dict[str, type[Strict]]] = {
     "algorithm": {**ALGORITHMS},
     "search": SEARCHES,
     "stopping": STOPPERS,
+    "make": MAKES,
+    "filters": FILTERS,
 }
 """Fields that are one of several schemas, told apart by their ``name``."""
 NESTED: dict[str, type[Strict]] = {
     "split": Split,
     "teacher": Teacher,
+    "price": Price,
     "lora": Lora,
     "gate": Gate,
     "model": ModelConfig,

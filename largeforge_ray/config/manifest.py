@@ -7,11 +7,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from largeforge_ray.config.algorithms import Sft
 from largeforge_ray.config.base import PARTS, StageBase, Strict
 from largeforge_ray.config.merging import MergeStage
-from largeforge_ray.config.stages import EvaluateStage, PromoteStage, Stage, TeachStage
+from largeforge_ray.config.stages import EvaluateStage, PromoteStage, Stage
+from largeforge_ray.config.teaching import TeachStage
 from largeforge_ray.config.tracking import Tracking
-from largeforge_ray.config.training import Sft
 
 PRODUCES_ROWS = {"prompts": "dataset", "data": "dataset", "items": "dataset"}
 """Which artifact kind a reference field must lead to; gates lead to outcomes, others to what was trained."""
@@ -119,8 +120,13 @@ def _check_kind(
     found = source.artifact_kind
     if isinstance(stage, MergeStage) and (refusal := stage.refusal(source)):
         raise ReferenceProblem(path, refusal)
-    if field == "algorithm.reward_model" and getattr(source, "algorithm", Sft()).name != "reward":
+    if field.endswith(".reward_model") and getattr(source, "algorithm", Sft()).name != "reward":
         raise ReferenceProblem(path, f"'{ref}' is no reward model; name a train stage with algorithm: reward")
+    if field == "model" and getattr(source, "algorithm", Sft()).name == "reward":
+        raise ReferenceProblem(
+            path,
+            f"'{ref}' is a reward model, which gives scores and no tokens; name a stage of another algorithm",
+        )
     if isinstance(stage, PromoteStage) and field == "candidate" and found == "model":
         raise ReferenceProblem(
             path,
@@ -130,8 +136,12 @@ def _check_kind(
     wanted: tuple[str, ...] = (
         PRODUCES_ROWS.get(field, "outcomes" if field == "gate.outcomes" else "adapter"),
     )
-    if isinstance(stage, EvaluateStage) and field != "items":
+    if field.startswith("filters."):
+        wanted = ("dataset",)
+    if field == "teacher.model" or (isinstance(stage, EvaluateStage) and field != "items"):
         wanted = ("adapter", "model")
+    if field == "model":
+        wanted = ("model",)
     if found not in wanted:
         needs = f"{field.split('.')[0]} needs a stage that produces {' or '.join(wanted)}"
         raise ReferenceProblem(path, f"'{ref}' produces {found}, but {needs}")

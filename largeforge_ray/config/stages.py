@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 
 from largeforge_ray.config.base import Ref, StageBase, Strict
 from largeforge_ray.config.merging import MergeStage
+from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SweepStage
+from largeforge_ray.config.teaching import TeachStage
 from largeforge_ray.config.training import TrainStage
-from largeforge_ray.types import Message, Sampling
 
 
 class Split(Strict):
@@ -30,46 +31,6 @@ class DatasetStage(StageBase):
 
     def references(self) -> dict[str, str]:
         return {}
-
-
-class Teacher(Strict):
-    """Who answers, and what it is shown: ``instructions`` and ``examples`` reach the teacher only."""
-
-    model: Literal["base"] = "base"
-    instructions: str | None = None
-    examples: list[Message] = Field([])
-    temperature: float = Field(0.7, ge=0.0, le=2.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    max_tokens: int = Field(128, ge=1)
-
-    @model_validator(mode="after")
-    def _examples_alternate(self) -> Teacher:
-        roles = [m.get("role") for m in self.examples]
-        if roles != ["user", "assistant"] * (len(roles) // 2) or any(
-            set(m) != {"role", "content"} for m in self.examples
-        ):
-            raise ValueError("examples must be user and assistant turns in turn, each with role and content")
-        return self
-
-
-class TeachStage(StageBase):
-    """Ask a teacher for several answers a prompt and keep those the prompt's check accepts."""
-
-    makes: ClassVar[str] = "dataset"
-    kind: Literal["teach"]
-    prompts: Ref
-    teacher: Teacher = Teacher()
-    samples: int = Field(4, ge=1, le=64)
-    keep: Literal["verified", "all"] = "verified"
-    seed: int = 0
-
-    def references(self) -> dict[str, str]:
-        return {"prompts": self.prompts}
-
-    @property
-    def sampling(self) -> Sampling:
-        t = self.teacher
-        return Sampling(temperature=t.temperature, top_p=t.top_p, max_tokens=t.max_tokens, seed=self.seed)
 
 
 class EvaluateStage(StageBase):
@@ -120,6 +81,13 @@ class PromoteStage(StageBase):
 
 
 Stage = Annotated[
-    DatasetStage | TeachStage | TrainStage | SweepStage | MergeStage | EvaluateStage | PromoteStage,
+    DatasetStage
+    | TeachStage
+    | TrainStage
+    | SweepStage
+    | MergeStage
+    | StudentStage
+    | EvaluateStage
+    | PromoteStage,
     Field(discriminator="kind"),
 ]

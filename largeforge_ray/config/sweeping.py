@@ -12,6 +12,7 @@ from largeforge_ray.config.training import Lora, Training, TrainStage
 
 SHORT = {"rank": "lora.rank", "alpha": "lora.alpha", "targets": "lora.targets"}
 SHARED = (
+    "model",
     "data",
     "max_tokens",
     "precision",

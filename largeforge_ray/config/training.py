@@ -2,154 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from largeforge_ray.config.algorithms import Algorithm, Sft
 from largeforge_ray.config.base import Ref, StageBase, Strict
-
-Form: TypeAlias = Literal["prompt", "chat", "preference", "unpaired"]
-"""A dataset's rows: questions; whole chats; a prompt with a better and a worse answer; judged chats."""
-
-
-class AlgorithmBase(Strict):
-    """``form`` is the rows an algorithm learns from; ``compares`` says that it needs a reference model."""
-
-    form: ClassVar[Form]
-    compares: ClassVar[bool] = False
-
-    @property
-    def caches_reference(self) -> bool:
-        return False
-
-    @property
-    def answer_tokens(self) -> int:
-        """What a row leaves free of ``max_tokens`` for an answer to be drawn."""
-        return 0
-
-
-class Sft(AlgorithmBase):
-    """Supervised fine-tuning on the assistant's tokens, Ouyang et al. 2022 (arXiv:2203.02155)."""
-
-    form: ClassVar[Form] = "chat"
-    name: Literal["sft"] = "sft"
-
-
-class ComparedWithReference(AlgorithmBase):
-    """Learns relative to the model before training, which is the base with the adapter off."""
-
-    compares: ClassVar[bool] = True
-    beta: float = Field(0.1, gt=0.0, description="How strongly the model is held to its reference.")
-    reference: Literal["cached", "in_loop"] = Field(
-        "cached", description="Reference log-probabilities once before training, or anew in every step."
-    )
-
-    @property
-    def caches_reference(self) -> bool:
-        return self.reference == "cached"
-
-
-class Dpo(ComparedWithReference):
-    """Direct preference optimisation, Rafailov et al. 2023 (arXiv:2305.18290).
-
-    ``loss: ipo`` is Azar et al. 2023 (arXiv:2310.12036), ``loss: hinge`` Zhao et al. 2023 (arXiv:2305.10425).
-    """
-
-    form: ClassVar[Form] = "preference"
-    name: Literal["dpo"] = "dpo"
-    loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
-    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="Share of pairs taken to be swapped.")
-
-    @model_validator(mode="after")
-    def _smoothing_is_of_the_sigmoid(self) -> Dpo:
-        if self.label_smoothing and self.loss != "sigmoid":
-            raise ValueError(f"label_smoothing belongs to loss 'sigmoid', not to '{self.loss}'; remove one")
-        return self
-
-
-class Kto(ComparedWithReference):
-    """Kahneman-Tversky optimisation, Ethayarajh et al. 2024 (arXiv:2402.01306)."""
-
-    form: ClassVar[Form] = "unpaired"
-    name: Literal["kto"] = "kto"
-    desirable_weight: float = Field(1.0, gt=0.0)
-    undesirable_weight: float = Field(1.0, gt=0.0)
-
-
-class Orpo(AlgorithmBase):
-    """Odds ratio preference optimisation, Hong et al. 2024 (arXiv:2403.07691)."""
-
-    form: ClassVar[Form] = "preference"
-    name: Literal["orpo"] = "orpo"
-    weight: float = Field(
-        0.1, gt=0.0, description="Lambda of the paper: the odds ratio beside the likelihood."
-    )
-
-
-class Simpo(AlgorithmBase):
-    """Simple preference optimisation, Meng et al. 2024 (arXiv:2405.14734)."""
-
-    form: ClassVar[Form] = "preference"
-    name: Literal["simpo"] = "simpo"
-    beta: float = Field(2.0, gt=0.0)
-    gamma: float = Field(1.0, ge=0.0, description="Target margin between the two rewards.")
-
-
-class Reward(AlgorithmBase):
-    """A reward model on pairs, Bradley and Terry 1952; Ouyang et al. 2022 (arXiv:2203.02155)."""
-
-    form: ClassVar[Form] = "preference"
-    name: Literal["reward"] = "reward"
-    centering: float = Field(
-        0.0, ge=0.0, description="Weight of the squared sum of both rewards, arXiv:2312.09244."
-    )
-
-
-class Grpo(AlgorithmBase):
-    """Group relative policy optimisation, Shao et al. 2024 (arXiv:2402.03300): learns from its own answers.
-
-    The mean over tokens and the wider upper clip are DAPO's, Yu et al. 2025 (arXiv:2503.14476).
-    """
-
-    form: ClassVar[Form] = "prompt"
-    name: Literal["grpo"] = "grpo"
-    group: int = Field(8, ge=2, le=64, description="Answers to a prompt, judged against each other.")
-    max_new_tokens: int = Field(128, ge=1, description="Where an answer is cut off.")
-    reward_model: Ref | None = Field(
-        None, description="A stage with algorithm reward, whose score takes the place of the rows' checks."
-    )
-    beta: float = Field(0.0, ge=0.0, description="Weight of the divergence from the base.")
-    clip: float = Field(0.2, gt=0.0, lt=1.0)
-    clip_high: float = Field(0.28, gt=0.0)
-    updates: int = Field(1, ge=1, description="Updates on a step's answers before new ones are drawn.")
-    max_correction: float = Field(
-        2.0, ge=1.0, description="Cap on a token's weight where engine and trainer differ about it."
-    )
-
-    @property
-    def answer_tokens(self) -> int:
-        return self.max_new_tokens
-
-
-ALGORITHMS: dict[str, type[AlgorithmBase]] = {
-    "sft": Sft,
-    "dpo": Dpo,
-    "orpo": Orpo,
-    "kto": Kto,
-    "simpo": Simpo,
-    "reward": Reward,
-    "grpo": Grpo,
-}
-
-
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-Algorithm = Annotated[
-    Sft | Dpo | Orpo | Kto | Simpo | Reward | Grpo, Field(discriminator="name"), BeforeValidator(_by_name)
-]
-"""``algorithm: dpo``, or ``algorithm: {name: dpo, beta: 0.2}``."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "7b": {"rank": 16, "alpha": 32, "targets": ["attention"]},
@@ -222,6 +80,7 @@ class Training(StageBase):
     """What a training is given, be it one or each of a sweep's."""
 
     algorithm: Algorithm = Sft()
+    model: Ref = Field("base", description="What is trained: base, or a stage that makes a model.")
     data: Ref
     lora: Lora | None = Field(Lora(), description="null trains every weight and makes a model.")
     learning_rate: float = Field(2e-4, gt=0.0)
@@ -282,8 +141,22 @@ class Training(StageBase):
     """How the work is laid out. It changes nothing but rounding, so a run may go on with other values."""
 
     @property
+    def reads_base(self) -> bool:
+        return self.model == "base"
+
+    @property
     def artifact_kind(self) -> str:
         return "model" if self.lora is None else "adapter"
+
+    @model_validator(mode="after")
+    def _another_model_is_trained_whole(self) -> Training:
+        if self.model != "base" and self.lora is not None:
+            raise ValueError(
+                f"model '{self.model}' with lora makes an adapter, and an engine serves adapters of the base "
+                f"only; set lora: null, which trains all of '{self.model}' (sweeps and grpo need adapters, "
+                "so they train the base)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _workers_are_some(self) -> Training:
@@ -343,12 +216,13 @@ class Training(StageBase):
 
     def references(self) -> dict[str, str]:
         judge = getattr(self.algorithm, "reward_model", None)
-        return {"data": self.data} | ({"algorithm.reward_model": judge} if judge else {})
+        named = {"data": self.data} | ({"algorithm.reward_model": judge} if judge else {})
+        return named | ({"model": self.model} if self.model != "base" else {})
 
     def settings(self) -> dict[str, Any]:
         algorithm = self.algorithm.model_dump(mode="json", exclude={"reward_model"})
         kept = super().settings() | {"algorithm": algorithm}
-        return {k: v for k, v in kept.items() if k not in self.WHERE}
+        return {k: v for k, v in kept.items() if k not in (*self.WHERE, "model")}
 
     @property
     def largest_rank(self) -> int:

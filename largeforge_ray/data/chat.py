@@ -25,13 +25,13 @@ def render_chat(
     """
     if not any(m["role"] == "assistant" for m in messages[learn_from:]):
         raise DataError("a chat without an assistant turn teaches nothing; add an answer or drop the row")
-    ids = _ids(tokenizer, messages)
+    ids = chat_ids(tokenizer, messages)
     labels = [IGNORED] * len(ids)
     for i, message in enumerate(messages):
         if message["role"] != "assistant" or i < learn_from:
             continue
-        before = _ids(tokenizer, messages[:i], prompt=True)
-        after = _ids(tokenizer, messages[: i + 1])
+        before = chat_ids(tokenizer, messages[:i], prompt=True)
+        after = chat_ids(tokenizer, messages[: i + 1])
         if ids[: len(before)] != before or ids[: len(after)] != after:
             raise DataError(
                 "the chat template renders earlier turns differently once later ones exist; "
@@ -44,7 +44,7 @@ def render_chat(
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int) -> list[int] | None:
     """Ids of what a chat asks, through the words after which the assistant begins; None if too long."""
-    ids = _ids(tokenizer, messages, prompt=True)
+    ids = chat_ids(tokenizer, messages, prompt=True)
     return ids if len(ids) <= max_tokens else None
 
 
@@ -56,6 +56,7 @@ def _turn_end(tokenizer: Any, ids: list[int], start: int) -> int:
     return len(ids)
 
 
-def _ids(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> list[int]:
+def chat_ids(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> list[int]:
+    """Ids of a chat as it stands, with ``prompt`` through the words after which the assistant begins."""
     rendered = tokenizer.apply_chat_template(list(messages), add_generation_prompt=prompt, return_dict=False)
     return [int(i) for i in rendered]

@@ -11,6 +11,9 @@ from largeforge_ray.errors import DataError
 
 PARTS = ("train", "test")
 BATCH_ROWS = 1000
+SIGNALS = ("token_ids", "topk_ids", "topk_logprobs", "tail_logprob")
+"""What is kept of a teacher beside an answer's text: the answer's n token ids; at each place the k likeliest
+ids and their log-probabilities, likeliest first and end to end (n * k); the log of the others' mass (n)."""
 
 
 def _schema() -> Any:
@@ -27,8 +30,24 @@ def _schema() -> Any:
             ("chosen", pa.list_(turn)),
             ("rejected", pa.list_(turn)),
             ("label", pa.bool_()),
+            ("token_ids", pa.list_(pa.int32())),
+            ("topk_ids", pa.list_(pa.int32())),
+            ("topk_logprobs", pa.list_(pa.float16())),
+            ("tail_logprob", pa.list_(pa.float16())),
         ]
     )
+
+
+def _storage() -> dict[str, Any]:
+    """How Parquet writes: a dictionary pays for text and not for numbers, whose high bytes are much alike."""
+    numbers = [f"{name}.list.element" for name in SIGNALS]
+    chats = ("messages", "chosen", "rejected")
+    text = [f"{chat}.list.element.{field}" for chat in chats for field in ("role", "content")]
+    return {
+        "compression": "zstd",
+        "column_encoding": dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"),
+        "use_dictionary": ["item_id", "item_hash", "answer", "check", *text],
+    }
 
 
 class RowWriter:
@@ -37,12 +56,12 @@ class RowWriter:
     def __init__(self, folder: Path, part: str) -> None:
         import pyarrow.parquet as pq
 
-        self._writer = pq.ParquetWriter(folder / f"{part}.parquet", _schema())
+        self._writer = pq.ParquetWriter(folder / f"{part}.parquet", _schema(), **_storage())
         self._batch: list[dict[str, Any]] = []
         self.count = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """Queue a row; ``answer`` may be any JSON value and is stored as JSON text."""
+        """Queue a row; ``answer`` may be any JSON value and is stored as JSON text, signals arrays or lists."""
         answer = row.get("answer")
         kept = {k: v for k, v in row.items() if k != "form"}
         self._batch.append(
@@ -88,13 +107,20 @@ def count_rows(folder: Path, part: str) -> int:
     return int(pq.read_metadata(part_path(folder, part)).num_rows)
 
 
-def read_rows(folder: Path, part: str) -> Iterator[dict[str, Any]]:
-    """Stream a part's rows with ``answer`` decoded."""
+def read_rows(folder: Path, part: str, *, signals: bool = False) -> Iterator[dict[str, Any]]:
+    """Stream a part's rows with ``answer`` decoded; with ``signals`` also those, as arrays or None."""
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(part_path(folder, part)).iter_batches(BATCH_ROWS):
-        for row in batch.to_pylist():
-            yield decode_row(row)
+    file = pq.ParquetFile(part_path(folder, part))
+    plain = [name for name in file.schema_arrow.names if name not in SIGNALS]
+    kept = [name for name in file.schema_arrow.names if signals and name in SIGNALS]
+    for batch in file.iter_batches(BATCH_ROWS, columns=plain + kept):
+        for i, row in enumerate(batch.select(plain).to_pylist()):
+            yield decode_row(row) | {name: _array(batch[name][i]) for name in kept}
+
+
+def _array(cell: Any) -> Any:
+    return cell.values.to_numpy() if cell.is_valid else None
 
 
 def decode_row(row: dict[str, Any]) -> dict[str, Any]:

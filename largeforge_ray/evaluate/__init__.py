@@ -1,7 +1,8 @@
 """The outcome matrix: every candidate answers every item once.
 
-from largeforge_ray.evaluate import outcome_work, outcome_row, paired_gain, score, write_outcomes
+from largeforge_ray.evaluate import OutcomeRecipe, paired_gain, score, write_outcomes
 
+run_farm(items, OutcomeRecipe(experts, task, sampling), ...)
 write_outcomes(folder, journal.rows(), items)
 score(outcomes, "tuned", confidence=0.95)            # accuracy with its interval
 paired_gain(outcomes, "tuned", "base", confidence=0.95)
@@ -11,8 +12,7 @@ from __future__ import annotations
 
 from largeforge_ray.evaluate.bootstrap import Interval, paired_gain, score
 from largeforge_ray.evaluate.outcomes import (
-    outcome_row,
-    outcome_work,
+    OutcomeRecipe,
     qualities,
     read_outcomes,
     write_outcomes,
@@ -20,8 +20,7 @@ from largeforge_ray.evaluate.outcomes import (
 
 __all__ = [
     "Interval",
-    "outcome_row",
-    "outcome_work",
+    "OutcomeRecipe",
     "paired_gain",
     "qualities",
     "read_outcomes",

@@ -5,14 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.teach.pipeline import Work
+from largeforge_ray.teach.pipeline import Recipe, Work
 from largeforge_ray.teach.verify import verify
 from largeforge_ray.types import GenerateRequest, Generation, Sampling
+
+
+@dataclass(frozen=True)
+class OutcomeRecipe(Recipe):
+    """Every expert answers every item once. ``experts`` maps a name to (artifact key, adapter folder or
+    None)."""
+
+    experts: dict[str, tuple[str, str | None]]
+    task: str
+    sampling: Sampling
+
+    def work(self, item: dict[str, Any]) -> list[Work]:
+        return outcome_work(item, experts=self.experts, task=self.task, sampling=self.sampling)
+
+    def row(self, work: Work, made: Sequence[Generation]) -> dict[str, Any]:
+        return outcome_row(work, made[0])
+
+    def numbers(self, row: dict[str, Any]) -> dict[str, Any]:
+        failed, tokens = row["error"] is not None, int(row["completion_tokens"])
+        return {"failed": failed, "kept": row["quality"] == 1.0, "tokens": tokens, "usd": float(row["cost"])}
 
 
 def outcome_work(
@@ -48,7 +68,7 @@ def outcome_row(work: Work, generation: Generation) -> dict[str, Any]:
         "prompt_tokens": generation.prompt_tokens,
         "completion_tokens": generation.completion_tokens,
         "seconds": generation.seconds,
-        "cost": 0.0,
+        "cost": generation.usd,
         "error": generation.error,
     }
 

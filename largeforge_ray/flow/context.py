@@ -14,6 +14,7 @@ from largeforge_ray.config.manifest import Manifest
 from largeforge_ray.config.stages import PromoteStage
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.flow.plan import Plan, PlannedStage
+from largeforge_ray.models.hardware import detect
 from largeforge_ray.observe import EventLog
 from largeforge_ray.store import Artifact, Store
 from largeforge_ray.types import RunEvent
@@ -25,6 +26,7 @@ class Tools:
 
     connect: Callable[[], None]
     start_engine: Callable[..., Any]
+    start_endpoint: Callable[[Any, float], Any]
     start_board: Callable[[], Any]
     start_pack: Callable[[Any], Any]
     listen: Callable[[RunEvent], None]
@@ -41,7 +43,7 @@ class RunContext:
     tools: Tools
     log: EventLog
     phases: dict[str, float] = field(default_factory=dict)
-    _engine: Any = None
+    _engines: list[Any] = field(default_factory=list)
     _model: Path | None = None
 
     def emit(self, stage: str, kind: str, numbers: dict[str, Any] | None = None, message: str = "") -> None:
@@ -70,26 +72,34 @@ class RunContext:
         return self.store.fetch(self.artifact(reference.split(".")[0]))
 
     def engine(self, model_folder: Path | None = None) -> Any:
-        """The engine's actor handle, ready for requests: of the base and its adapters, or of another model.
+        """An engine's actor handle, ready for requests: of the base and its adapters, or of another model."""
+        return self.engines(model_folder, 1)[0]
 
-        There is one at a time, because two do not fit a small machine: asking for another model stops it.
+    def engines(self, model_folder: Path | None, number: int) -> list[Any]:
+        """As ``engine``, several of one model.
+
+        There are engines of one model at a time, because two do not fit a small machine: asking for another
+        model stops them.
         """
         import ray
 
         if model_folder != self._model:
-            self.close_engine()
-        if self._engine is None:
+            self.close_engines()
+        if len(self._engines) < number:
             self._model = model_folder
             with self.phase("ray start"):
                 self.tools.connect()
             with self.phase("engine start"):
-                self._engine = self.tools.start_engine(
-                    str(model_folder or self.folder("base")),
-                    max_model_len=self.manifest.model.max_model_len,
-                    max_lora_rank=self._max_lora_rank() if model_folder is None else None,
-                )
-                ray.get(self._engine.start_seconds.remote())
-        return self._engine
+                self._engines += [
+                    self.tools.start_engine(
+                        str(model_folder or self.folder("base")),
+                        max_model_len=self.manifest.model.max_model_len,
+                        max_lora_rank=self._max_lora_rank() if model_folder is None else None,
+                    )
+                    for _ in range(number - len(self._engines))
+                ]
+                ray.get([engine.start_seconds.remote() for engine in self._engines])
+        return self._engines[:number]
 
     def _max_lora_rank(self) -> int | None:
         ranks = [s.config["lora"]["rank"] for s in self.plan.stages if s.kind == "train" and s.config["lora"]]
@@ -97,18 +107,25 @@ class RunContext:
         ranks += [s.max_lora_rank for s in self.manifest.stages if isinstance(s, PromoteStage)]
         return max(ranks, default=0) or None
 
-    def close_engine(self) -> None:
-        """Stop the engine and wait until its processes are gone."""
+    def close_engines(self) -> None:
+        """Stop the engines and wait until their processes are gone."""
         import ray
         from ray.exceptions import RayActorError
 
-        if self._engine is None:
-            return
-        engine, self._engine = self._engine, None
-        # It may be dead already, or not stop by itself; the kill below settles both.
-        with suppress(RayActorError, TimeoutError):
-            ray.get(engine.stop.remote(), timeout=15)
-        ray.kill(engine)
+        engines, self._engines = self._engines, []
+        for engine in engines:
+            # It may be dead already, or not stop by itself; the kill below settles both.
+            with suppress(RayActorError, TimeoutError):
+                ray.get(engine.stop.remote(), timeout=15)
+            ray.kill(engine)
+
+    def make_room(self, processes: int) -> None:
+        """Stop the engines if ``processes`` would wait for ever for the CPUs or GPUs that those hold."""
+        import ray
+
+        device = "GPU" if detect().gpus else "CPU"
+        if self._engines and ray.cluster_resources().get(device, 0.0) < processes + len(self._engines):
+            self.close_engines()
 
     def work_folder(self, stage: PlannedStage) -> Path:
         """A folder on this machine that outlives a killed run, for a stage that resumes from files."""

@@ -9,24 +9,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from largeforge_ray.config.algorithms import Grpo
 from largeforge_ray.config.base import PARTS, StageBase
 from largeforge_ray.config.manifest import Manifest
 from largeforge_ray.config.stages import DatasetStage, EvaluateStage, PromoteStage
 from largeforge_ray.config.sweeping import SweepStage
-from largeforge_ray.config.training import DIVIDES_WEIGHTS, PRESETS, Grpo, Lora, Training
+from largeforge_ray.config.teaching import Revisions, TeachStage
+from largeforge_ray.config.training import DIVIDES_WEIGHTS, PRESETS, Lora, Training
 from largeforge_ray.data.ingest import content_identity, form_of
 from largeforge_ray.errors import ConfigError, ResourceError
 from largeforge_ray.flow.doctor import require_sandbox
+from largeforge_ray.flow.weights import weigh_models
 from largeforge_ray.models.hardware import Hardware
 from largeforge_ray.models.source import ModelSource, locate
 from largeforge_ray.observe.hosted import check_tracking
 from largeforge_ray.promote.preflight import check_servable, check_settings
 from largeforge_ray.store import Store, artifact_key
+from largeforge_ray.teach.revision import load_constitution
 from largeforge_ray.train import check_form
+from largeforge_ray.train.words import check_taught
 
 ENGINE_GIB, TRAINER_GIB, CLUSTER_GIB = 3.5, 2.5, 1.5
 """Memory beside the weights of an engine (1 GiB of it KV cache), a training worker, and Ray itself."""
-WEIGHT_COPIES = {"teach": 1, "evaluate": 1, "promote": 1, "merge": 3, "model": 3}
+WEIGHT_COPIES = {"teach": 1, "evaluate": 1, "promote": 1, "merge": 3, "model": 3, "student": 0}
 TRAINED_COPIES, WHOLE_COPIES = 3, 10
 """Of bfloat16 weights in a training of an adapter while it loads, and of all of them: 2 bytes each of weight
 and gradient, 16 in float32."""
@@ -77,12 +82,13 @@ def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
     """
     check_tracking(manifest.tracking)
     source = locate(manifest.model, folder)
-    weights_gib = _weights_gib(source)
+    weights = weigh_models(manifest, source)
     key = artifact_key("model", source.identity, [])
     cached = store.find("model", key) is not None
-    needs = _resources("model", weights_gib)
+    needs = _resources("model", weights["base"])
     planned = {"base": PlannedStage("base", "model", "model", key, (), (), cached, source.identity, needs)}
     for stage in manifest.stages:
+        weights_gib = weights[stage.model if isinstance(stage, Training) else "base"]
         planned[stage.name] = _plan_stage(stage, manifest, planned, store, folder, weights_gib)
     return Plan(manifest.name, tuple(planned.values()), source, folder)
 
@@ -107,6 +113,10 @@ def _plan_stage(
         check_settings(stage, trained.model_copy(update={"lora": _resolve_lora(trained, weights_gib)}))
         # It becomes the expert's name.
         config["candidate"] = stage.candidate
+    if isinstance(stage, TeachStage) and isinstance(stage.make, Revisions):
+        # What it says counts, not what the file is called.
+        path = folder / stage.make.constitution if stage.make.constitution else None
+        config["make"]["constitution"] = load_constitution(path).model_dump(mode="json")
     if isinstance(stage, Training):
         lora = _resolve_lora(stage, weights_gib)
         config["lora"] = lora.model_dump(mode="json", exclude={"preset"}) if lora else None
@@ -115,7 +125,7 @@ def _plan_stage(
     references = stage.references()
     names = [ref.split(".")[0] for ref in references.values()]
     if stage.uses_model:
-        names.append("base")
+        names += ["base"] if stage.reads_base else []
         config["max_model_len"] = manifest.model.max_model_len
     config["inputs"] = {f: _input(stage, f, planned[ref.split(".")[0]].key) for f, ref in references.items()}
     if isinstance(stage, EvaluateStage):
@@ -132,7 +142,7 @@ def _plan_stage(
     needs = (
         _training_resources(stage, weights_gib)
         if isinstance(stage, Training)
-        else _resources(kind, weights_gib)
+        else _resources(kind, weights_gib, getattr(stage, "engines", 1))
     )
     inputs = tuple(dict.fromkeys(names))
     return PlannedStage(stage.name, kind, stage.artifact_kind, key, parents, inputs, cached, config, needs)
@@ -154,6 +164,7 @@ def _check_form(stage: Training, manifest: Manifest, folder: Path) -> None:
     source = manifest.stage(stage.data.split(".")[0])
     form = form_of(folder / source.source) if isinstance(source, DatasetStage) else "chat"
     check_form(stage.algorithm, form, source.name)
+    check_taught(stage.algorithm, source.topk if isinstance(source, TeachStage) else None, source.name)
 
 
 def _check_length(stage: Training, manifest: Manifest) -> None:
@@ -189,21 +200,12 @@ def _input(stage: StageBase, field_name: str, key: str) -> str:
     return f"{key[:16]}.{part_of(stage, field_name)}" if field_name in PARTS else key[:16]
 
 
-def _weights_gib(source: ModelSource) -> float:
-    """GiB of the weights in bfloat16 (a GGUF has about four bits a weight); 0 if unknown."""
-    if source.gguf is not None:
-        return source.gguf.stat().st_size * 3 / 1024**3
-    if source.folder is not None:
-        return sum(p.stat().st_size for p in source.folder.glob("*.safetensors")) / 1024**3
-    return 0.0
-
-
-def _resources(kind: str, weights_gib: float) -> dict[str, float]:
+def _resources(kind: str, weights_gib: float, processes: int = 1) -> dict[str, float]:
     if kind == "dataset":
         return {"cpus": 0, "gpus": 0, "memory_gib": 0.3}
-    beside = {"model": 1.0, "merge": 1.5}.get(kind, ENGINE_GIB)
-    memory = CLUSTER_GIB + beside + WEIGHT_COPIES[kind] * weights_gib
-    return {"cpus": 1.0, "gpus": 0, "memory_gib": round(memory, 1)}
+    beside = {"model": 1.0, "student": 1.0, "merge": 1.5}.get(kind, ENGINE_GIB)
+    memory = CLUSTER_GIB + processes * (beside + WEIGHT_COPIES[kind] * weights_gib)
+    return {"cpus": 1.0 * processes, "gpus": 0, "memory_gib": round(memory, 1)}
 
 
 def _training_resources(stage: Training, weights_gib: float) -> dict[str, float]:

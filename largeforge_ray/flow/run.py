@@ -38,7 +38,7 @@ def run_plan(plan: Plan, manifest: Manifest, store: Store, *, tools: Tools) -> R
         for stage in plan.stages:
             executed += _ensure(context, stage)
     finally:
-        context.close_engine()
+        context.close_engines()
         context.log.close()
     artifacts = {s.name: context.artifact(s.name) for s in plan.stages}
     return RunResult(run, artifacts, executed, time.monotonic() - started)

@@ -14,7 +14,7 @@ from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import PlannedStage
 from largeforge_ray.flow.probing import is_probed, probe_adapter
 from largeforge_ray.flow.tracking import tracked
-from largeforge_ray.flow.training import find_reference, make_tokens
+from largeforge_ray.flow.training import make_tokens, reference_key
 from largeforge_ray.observe import words
 from largeforge_ray.observe.trackers import Trackers
 from largeforge_ray.store import artifact_key
@@ -33,9 +33,10 @@ def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[s
     check_form(declared.algorithm, dataset.metrics.get("form"), dataset.name)
     with context.phase("ray start"):
         context.tools.connect()
+    context.make_room(declared.processes)
     with context.phase("tokenise"):
         tokens = make_tokens(context, declared)
-    reference = find_reference(context, tokens)
+    reference = context.store.find("reference", reference_key(context, declared, tokens))
     job = PackJob(
         declared,
         str(context.folder("base")),

@@ -8,14 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.config.training import Grpo, Lora, Training, TrainStage
+from largeforge_ray.config.algorithms import Grpo
+from largeforge_ray.config.training import Lora, Training, TrainStage
 from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import PlannedStage, part_of
 from largeforge_ray.flow.probing import is_probed, probe_adapter
 from largeforge_ray.flow.tracking import tracked
+from largeforge_ray.models.tokenizer import tokenizer_hash
 from largeforge_ray.observe.trackers import Trackers
 from largeforge_ray.store import Artifact, artifact_key
 from largeforge_ray.train import TokenSpec, TrainJob, check_form, describe, train, write_tokens
+from largeforge_ray.train.words import check_vocabulary
 
 
 def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict[str, Any]:
@@ -29,13 +32,15 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
     check_form(declared.algorithm, dataset.metrics.get("form"), dataset.name)
     with context.phase("ray start"):
         context.tools.connect()
+    context.make_room(declared.processes)
     with context.phase("tokenise"):
         tokens = make_tokens(context, declared)
     counts = tokens.metrics["train"]
-    reference = find_reference(context, tokens)
+    key = reference_key(context, declared, tokens)
+    reference = context.store.find("reference", key)
     job = TrainJob(
         stage=declared,
-        model_dir=str(context.folder("base")),
+        model_dir=str(context.folder(declared.model)),
         tokens_dir=str(context.store.fetch(tokens)),
         reference_dir=str(context.store.fetch(reference)) if reference else None,
         board=context.tools.start_board(),
@@ -46,12 +51,11 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
         words = f"LoRA preset {preset}: rank {lora.rank}, alpha {lora.alpha:g}, {' and '.join(lora.targets)}"
         context.emit(stage.name, "progress", {}, words)
     storage = context.work_folder(stage)
-    key = reference_key(context, tokens)
     with context.store.staging("reference", key) as kept, tracked(context, stage) as trackers:
         notes = _Notes(context, stage.name, declared, counts, trackers)
         result = train(job, storage=storage, target=folder, on_note=notes.take, reference=kept)
         if reference is None and any(kept.iterdir()):
-            parents = [tokens.key, context.plan["base"].key]
+            parents = [tokens.key, context.plan[declared.model].key]
             context.store.publish("reference", key, f"{stage.name}-reference", parents, {}, kept)
     context.phases["training"] = round(time.monotonic() - notes.began, 2)
     probe = {"probe": probe_adapter(context, stage.name, folder)} if is_probed(declared) else {}
@@ -73,19 +77,23 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
 def make_tokens(context: RunContext, declared: Training) -> Any:
     """The dataset as token ids, from the store if an earlier stage or trial made them."""
     name = declared.data.split(".")[0]
-    dataset, base = context.artifact(name), context.plan["base"]
+    dataset, model = context.artifact(name), context.plan[declared.model]
     longest = declared.max_tokens - declared.algorithm.answer_tokens
-    spec = TokenSpec(str(context.folder("base")), declared.algorithm, longest)
+    spec = TokenSpec(str(context.folder(declared.model)), declared.algorithm, longest)
     part = part_of(declared, "data")
     config = {
         "form": declared.algorithm.form,
         "max_tokens": longest,
         "part": part,
     }
+    if declared.algorithm.taught:
+        # The teacher's own tokens, and not those of its text.
+        config["taught"] = True
+        check_vocabulary(dataset.metrics.get("tokenizer"), tokenizer_hash(Path(spec.model_dir)), name)
     if isinstance(declared.algorithm, Grpo):
         # Rows without a check are refused where nothing else judges.
         config["checked"] = declared.algorithm.reward_model is None
-    parents = [dataset.key, base.key]
+    parents = [dataset.key, model.key]
     key = artifact_key("tokens", config, parents)
     if found := context.store.find("tokens", key):
         return found
@@ -114,14 +122,9 @@ def reward_dir(context: RunContext, declared: Training) -> str | None:
     return str(context.folder(declared.algorithm.reward_model))
 
 
-def reference_key(context: RunContext, tokens: Artifact) -> str:
-    """The key of the base's log-probabilities of these tokens."""
-    return artifact_key("reference", {}, [tokens.key, context.plan["base"].key])
-
-
-def find_reference(context: RunContext, tokens: Artifact) -> Artifact | None:
-    """The base's log-probabilities of these tokens, if an earlier stage or run computed them."""
-    return context.store.find("reference", reference_key(context, tokens))
+def reference_key(context: RunContext, declared: Training, tokens: Artifact) -> str:
+    """The key of the log-probabilities of these tokens by the model as it is before training."""
+    return artifact_key("reference", {}, [tokens.key, context.plan[declared.model].key])
 
 
 class _Notes:

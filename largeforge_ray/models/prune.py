@@ -48,7 +48,7 @@ def count_layers(source: ModelSource) -> int | None:
 
 
 def layers_in(folder: Path) -> int:
-    """How many layers the model in ``folder`` has. Raises ``ModelError`` if its configuration does not say."""
+    """The number of layers of a model's folder. Raises ``ModelError`` if its ``config.json`` does not say."""
     number = _settings(folder).get("num_hidden_layers")
     if not isinstance(number, int):
         raise ModelError(
@@ -64,7 +64,7 @@ def pruned_bytes(folder: Path, layers: Sequence[int]) -> int:
 
 
 def prune(base: Path, layers: Sequence[int], target: Path) -> None:
-    """Write weights and ``config.json`` of the base's ``layers``, which are ascending numbers, into ``target``.
+    """Write weights and ``config.json`` of ``layers`` of the base, ascending numbers, into ``target``.
 
     Raises ``ModelError`` for a model whose layers are not one numbered list, or do not fit a configuration
     of fewer. Tokenizer and chat template are the base's own files and not written here.
@@ -84,6 +84,8 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _chosen(folder: Path, layers: Sequence[int]) -> dict[str, Stored]:
     """The tensors that stay, by their new names."""
     stored = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in _read(file)}
+    if not stored:
+        raise ModelError(f"model '{folder.name}' has no safetensors to take layers from; convert its weights")
     found = {name: match for name in stored if (match := NUMBERED.fullmatch(name))}
     lists = sorted({match[1] for match in found.values()})
     if len(lists) != 1:
@@ -106,9 +108,12 @@ def _chosen(folder: Path, layers: Sequence[int]) -> dict[str, Stored]:
 
 
 def _read(file: Path) -> list[tuple[str, Stored]]:
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+    except (struct.error, ValueError) as error:
+        raise ModelError(f"'{file.name}' is no safetensors file: {error}; get the model again") from None
     header.pop("__metadata__", None)
     return [
         (name, Stored(file, 8 + length + begin, end - begin, one["dtype"], tuple(one["shape"])))
@@ -162,7 +167,7 @@ def _fewer(base: Path, layers: Sequence[int]) -> dict[str, Any]:
 
 
 def _check_complete(folder: Path) -> None:
-    """Transformers fills what it misses with noise and drops what it does not know, with a warning at most."""
+    """Transformers fills what it misses with noise and drops what it does not know, and warns at most."""
     import transformers
 
     transformers.logging.set_verbosity_error()

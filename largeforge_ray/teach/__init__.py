@@ -1,16 +1,17 @@
 """The teacher farm: prompts in, checked rows out, each made once.
 
-from largeforge_ray.teach import run_farm, teach_work, teacher_row
+from largeforge_ray.teach import AnswerRecipe, run_farm
 
-run_farm(items, expand=partial(teach_work, ...), to_row=teacher_row, engine=engine, journal=journal)
+recipe = AnswerRecipe(teacher, teacher_key, sampling, samples=4)
+run_farm(items, recipe, engines=[engine], journal=journal, on_batch=print)
 for row in journal.rows(): ...
 """
 
 from __future__ import annotations
 
-from largeforge_ray.teach.pipeline import Work, run_farm
-from largeforge_ray.teach.prompts import teach_work
-from largeforge_ray.teach.rows import teacher_row
+from largeforge_ray.teach.pipeline import Recipe, Work, run_farm
+from largeforge_ray.teach.recipe import AnswerRecipe
+from largeforge_ray.teach.rows import read_teacher_rows
 from largeforge_ray.teach.verify import verify
 
-__all__ = ["Work", "run_farm", "teach_work", "teacher_row", "verify"]
+__all__ = ["AnswerRecipe", "Recipe", "Work", "read_teacher_rows", "run_farm", "verify"]

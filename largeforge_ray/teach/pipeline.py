@@ -1,4 +1,4 @@
-"""Ray Data carries work to an engine; the journal decides what is still to be done.
+"""Ray Data carries work to engines; the journal decides what is still to be done.
 
 A batch's rows are journalled before the batch counts as done, under a name that follows from
 their keys. A worker that dies is run again by Ray and overwrites its own shard; a driver that
@@ -8,8 +8,9 @@ dies is started again and skips what the journal holds. So each row is made once
 from __future__ import annotations
 
 import logging
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from largeforge_ray.data.rows import decode_row
 from largeforge_ray.types import GenerateRequest, Generation
 
 BATCH = 8
-"""Rows a task: small enough that a kill costs little, while IN_FLIGHT tasks keep the engine full."""
+"""Rows a task: small enough that a kill costs little, while IN_FLIGHT tasks keep an engine full."""
 IN_FLIGHT = 6
 
 
@@ -32,32 +33,47 @@ class Work:
     item: dict[str, Any]
 
 
-Expand = Callable[[dict[str, Any]], list[Work]]
-ToRow = Callable[[Work, Generation], dict[str, Any]]
+class Recipe:
+    """What is asked of an item, and what becomes of the answers. It is pickled into every task."""
+
+    def work(self, item: dict[str, Any]) -> list[Work]:
+        """The rows to make of an item; the same ones whenever it is asked."""
+        raise NotImplementedError
+
+    def follow(self, work: Work, made: Sequence[Generation]) -> GenerateRequest | None:
+        """The next request of a row that takes several, given the answers so far; None after the last."""
+        return None
+
+    def row(self, work: Work, made: Sequence[Generation]) -> dict[str, Any]:
+        """The row, with ``row_key`` and ``error``; the last of ``made`` may be an error."""
+        raise NotImplementedError
+
+    def numbers(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What the progress line counts: ``failed``, ``kept``, ``tokens``, ``usd``."""
+        raise NotImplementedError
 
 
 def run_farm(
     items: Path,
+    recipe: Recipe,
     *,
-    expand: Expand,
-    to_row: ToRow,
-    engine: Any,
+    engines: Sequence[Any],
     journal: Any,
     on_batch: Callable[[list[dict[str, Any]]], None],
 ) -> None:
     """Make every row that ``journal`` does not hold yet.
 
-    ``items`` is a dataset part (Parquet), ``engine`` an actor handle with ``generate``.
-    ``on_batch`` gets the small numbers of each finished batch, in the driver. Raises what the
+    ``items`` is a dataset part (Parquet), ``engines`` actor handles with ``generate``.
+    ``on_batch`` gets the small numbers of each finished batch, in the driver. Raises what an
     engine raises once it has used up its restarts.
     """
-    pipeline = build_pipeline(items, expand=expand, to_row=to_row, engine=engine, journal=journal)
+    pipeline = build_pipeline(items, recipe, engines=engines, journal=journal)
     for batch in pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         on_batch(batch.to_pylist())
 
 
-def build_pipeline(items: Path, *, expand: Expand, to_row: ToRow, engine: Any, journal: Any) -> Any:
-    """The lazy Ray Data pipeline: read -> expand to missing rows -> ask the engine and journal."""
+def build_pipeline(items: Path, recipe: Recipe, *, engines: Sequence[Any], journal: Any) -> Any:
+    """The lazy Ray Data pipeline: read -> expand to missing rows -> ask an engine and journal."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -67,51 +83,60 @@ def build_pipeline(items: Path, *, expand: Expand, to_row: ToRow, engine: Any, j
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Few rows left to make are no mistake.
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
-    done = ray.put(journal.done())
-    missing = partial(_missing, expand=expand, done=done)
-    ask = partial(_ask, expand=expand, to_row=to_row, engine=engine, journal=journal)
+    missing = partial(_missing, recipe=recipe, done=ray.put(journal.index()))
+    ask = partial(_ask, recipe=recipe, engines=list(engines), journal=journal)
     return (
         ray.data.read_parquet(str(items))
         .flat_map(missing, num_cpus=0.1)
+        # Neighbours stay together: what they share of their prompts is computed once.
         .repartition(target_num_rows_per_block=BATCH)
         .map_batches(
             ask,
             batch_size=BATCH,
             batch_format="pyarrow",
             num_cpus=0.1,
-            compute=ray.data.TaskPoolStrategy(size=IN_FLIGHT),
+            compute=ray.data.TaskPoolStrategy(size=IN_FLIGHT * len(engines)),
         )
     )
 
 
-def _missing(row: dict[str, Any], *, expand: Expand, done: Any) -> list[dict[str, Any]]:
+def _missing(row: dict[str, Any], *, recipe: Recipe, done: Any) -> list[dict[str, Any]]:
     import ray
 
     finished = ray.get(done)
-    return [row | {"wanted": w.row_key} for w in expand(decode_row(row)) if w.row_key not in finished]
+    return [row | {"wanted": w.row_key} for w in recipe.work(decode_row(row)) if w.row_key not in finished]
 
 
-def _ask(batch: Any, *, expand: Expand, to_row: ToRow, engine: Any, journal: Any) -> Any:
+def _ask(batch: Any, *, recipe: Recipe, engines: list[Any], journal: Any) -> Any:
     """Answer one batch of rows and journal them; returns their numbers for the progress line."""
     import pyarrow as pa
+
+    work = [_find(row, recipe) for row in batch.to_pylist()]
+    made: list[list[Generation]] = [[] for _ in work]
+    asked: list[tuple[int, GenerateRequest]] = [(i, w.request) for i, w in enumerate(work)]
+    while asked:
+        for (i, _), generation in zip(asked, _generate(engines, [r for _, r in asked]), strict=True):
+            made[i].append(generation)
+        open_ = [i for i, _ in asked if not made[i][-1].error]
+        asked = [(i, request) for i in open_ if (request := recipe.follow(work[i], made[i]))]
+    rows = [recipe.row(w, g) for w, g in zip(work, made, strict=True)]
+    journal.append(rows)
+    return pa.Table.from_pylist([recipe.numbers(r) for r in rows])
+
+
+def _generate(engines: list[Any], requests: list[GenerateRequest]) -> list[Generation]:
+    """Of the less busy of two engines: Mitzenmacher 2001, the power of two choices."""
     import ray
 
-    work = [_find(row, expand) for row in batch.to_pylist()]
-    generations = ray.get(engine.generate.remote([w.request for w in work]))
-    rows = [to_row(w, g) for w, g in zip(work, generations, strict=True)]
-    journal.append(rows)
-    return pa.Table.from_pylist([_numbers(r) for r in rows])
+    engine = engines[0]
+    if len(engines) > 1:
+        two = random.sample(engines, 2)
+        loads = ray.get([e.load.remote() for e in two])
+        engine = two[loads.index(min(loads))]
+    generations: list[Generation] = ray.get(engine.generate.remote(requests))
+    return generations
 
 
-def _find(row: dict[str, Any], expand: Expand) -> Work:
+def _find(row: dict[str, Any], recipe: Recipe) -> Work:
     wanted = row.pop("wanted")
-    return next(w for w in expand(decode_row(row)) if w.row_key == wanted)
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    verdict = row.get("verdict")
-    return {
-        "failed": row["error"] is not None,
-        "kept": bool(verdict and verdict["kept"]) or row.get("quality") == 1.0,
-        "tokens": int(row["completion_tokens"]),
-    }
+    return next(w for w in recipe.work(decode_row(row)) if w.row_key == wanted)

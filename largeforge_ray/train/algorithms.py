@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from largeforge_ray.train.distill import DistillObjective
 from largeforge_ray.train.dpo import DpoObjective
 from largeforge_ray.train.grpo import GrpoObjective
 from largeforge_ray.train.kto import KtoObjective
@@ -15,6 +16,7 @@ from largeforge_ray.train.simpo import SimpoObjective
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "sft": SftObjective,
+    "distill": DistillObjective,
     "dpo": DpoObjective,
     "orpo": OrpoObjective,
     "kto": KtoObjective,

@@ -105,15 +105,19 @@ class Scores:
         return self.sums_S() / self.counts_S()
 
 
-def score(model: Any, batch: Batch) -> Scores:
-    """One forward pass."""
-    import torch.nn.functional as F
-
+def learned_logits(model: Any, batch: Batch) -> Tensor:
+    """One forward pass: the logits that predict the learned tokens, ``(N, V)``."""
     if batch.borders is not None:
         # The head is the largest layer of a small model; it runs where something is learned only.
-        logits_NV = model(**batch.inputs(), logits_to_keep=batch.at_N).logits[0]
-    else:
-        logits_NV = model(**batch.inputs()).logits.flatten(0, 1)[batch.at_N]
+        return model(**batch.inputs(), logits_to_keep=batch.at_N).logits[0]
+    return model(**batch.inputs()).logits.flatten(0, 1)[batch.at_N]
+
+
+def score(model: Any, batch: Batch) -> Scores:
+    """One forward pass, and what it says of the learned tokens."""
+    import torch.nn.functional as F
+
+    logits_NV = learned_logits(model, batch)
     logps_N = -F.cross_entropy(logits_NV.float(), batch.targets_N, reduction="none")
     return Scores(logps_N, batch.sequence_N, batch.sequences)
 

@@ -234,7 +234,7 @@ class Bench:
                 logps = reference[list(rows)][:, list(roles)].flatten().to(self.device)
         labels = [table.label(r) for r in rows]
         known = None if labels[0] is None else torch.tensor(labels, device=self.device)
-        return Known(logps, known, context, table.drawn(rows, self.device))
+        return Known(logps, known, context, table.signals(rows, self.device))
 
     def _reference(self, batch: Batch) -> Any:
         import torch

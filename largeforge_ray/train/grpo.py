@@ -77,7 +77,7 @@ class GrpoObjective(Objective):
         return [render(row["messages"], len(row["messages"]))]
 
     def loss(self, output: Scores, known: Known) -> LossSum:
-        o, drawn, logps_N = self.options, known.drawn, output.logps_N
+        o, drawn, logps_N = self.options, known.signals, output.logps_N
         old_N = logps_N.detach() if drawn.old_N is None else drawn.old_N
         losses_N = grpo_losses(
             logps_N, old_N, drawn.advantage_S[output.sequence_N], clip=o.clip, clip_high=o.clip_high

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from largeforge_ray.data.chat import render_chat
+from largeforge_ray.data.chat import chat_ids
 from largeforge_ray.teach.verify import verify
 from largeforge_ray.train.attention import register_attention
 from largeforge_ray.train.batch import Encoded, collate
 from largeforge_ray.train.reward import RewardObjective
 from largeforge_ray.train.rollout import Answer
 from largeforge_ray.train.template import use_training_template
+from largeforge_ray.types import Message
 
 AT_ONCE = 16
 
@@ -48,9 +49,13 @@ class RewardModel:
         self._device, self._head = device, RewardObjective(None)
 
     def __call__(self, answers: Sequence[tuple[dict[str, Any], Answer]]) -> list[float]:
+        return self.scores([(task["messages"], answer.text) for task, answer in answers])
+
+    def scores(self, answers: Sequence[tuple[list[Message], str]]) -> list[float]:
+        """Of each prompt's answer."""
         import torch
 
-        chats = [self._chat(task, answer) for task, answer in answers]
+        chats = [self._chat(prompt, text) for prompt, text in answers]
         rewards: list[float] = []
         with torch.no_grad():
             for start in range(0, len(chats), AT_ONCE):
@@ -58,9 +63,8 @@ class RewardModel:
                 rewards += self._head.forward(self._model, batch).tolist()
         return rewards
 
-    def _chat(self, task: dict[str, Any], answer: Answer) -> Encoded:
-        """The chat as the reward model learned to read it."""
-        turns = [*task["messages"], {"role": "assistant", "content": answer.text}]
-        made = render_chat(self._tokenizer, turns, max_tokens=2**31, learn_from=len(task["messages"]))
-        assert made is not None, "no chat is longer than that"
-        return Encoded(made["input_ids"], [False] * len(made["input_ids"]))
+    def _chat(self, prompt: list[Message], text: str) -> Encoded:
+        """The chat as the reward model learned to read it. Nothing is learned of it, so its answer may begin
+        with what the tokenizer joins to the words before, where no mask could be placed."""
+        ids = chat_ids(self._tokenizer, [*prompt, {"role": "assistant", "content": text}])
+        return Encoded(ids, [False] * len(ids))

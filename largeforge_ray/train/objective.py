@@ -33,13 +33,13 @@ class Known:
 
     ``reference_S`` are summed log-probabilities of the reference, None if the algorithm compares
     with none; ``label_R`` whether a row's answer is good; ``context`` what ``Objective.context`` returned;
-    ``drawn`` what a rollout knows of its answers.
+    ``signals`` what the rows' source knows of their learned tokens, as its objective reads it.
     """
 
     reference_S: Tensor | None = None
     label_R: Tensor | None = None
     context: Any = None
-    drawn: Any = None
+    signals: Any = None
 
 
 class Objective:

@@ -31,7 +31,7 @@ class RolloutTable(TokenTable):
         self.old: dict[int, list[float]] | None = None
         self.reference: dict[int, list[float]] | None = None
 
-    def drawn(self, rows: Sequence[int], device: Any) -> Drawn:
+    def signals(self, rows: Sequence[int], device: Any) -> Drawn:
         import torch
 
         def tokens(known: Any) -> Any:

@@ -18,12 +18,17 @@ from largeforge_ray.data.rows import read_rows
 from largeforge_ray.errors import DataError
 from largeforge_ray.train.algorithms import objective_for
 from largeforge_ray.train.batch import Encoded
+from largeforge_ray.train.distill import Signals
 from largeforge_ray.train.template import use_training_template
 
 ROWS_PER_TASK = 2000
 TASKS_IN_FLIGHT = 8
 TASK = ("messages", "check", "answer")
 """What an answer to a prompt is judged by."""
+TAUGHT = ("topk_ids", "topk_logprobs", "tail_logprob")
+"""What is known of the teacher at the learned tokens, as ``data.rows`` has it."""
+TAUGHT_ROWS_PER_TASK = 200
+"""Of some hundred times the bytes of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +40,20 @@ class TokenSpec:
     max_tokens: int
 
 
-def _schema() -> Any:
+def _schema(taught: bool = False) -> Any:
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            ("row", pa.int64()),
-            ("ids", pa.list_(pa.list_(pa.int32()))),
-            ("learn", pa.list_(pa.list_(pa.bool_()))),
-            ("label", pa.bool_()),
-            ("task", pa.string()),
-            ("lengths", pa.list_(pa.int32())),
-            ("learned", pa.list_(pa.int32())),
-        ]
-    )
+    columns = [
+        ("row", pa.int64()),
+        ("ids", pa.list_(pa.list_(pa.int32()))),
+        ("learn", pa.list_(pa.list_(pa.bool_()))),
+        ("label", pa.bool_()),
+        ("task", pa.string()),
+        ("lengths", pa.list_(pa.int32())),
+        ("learned", pa.list_(pa.int32())),
+    ]
+    signals = [pa.list_(pa.int32()), pa.list_(pa.float16()), pa.list_(pa.float16())]
+    return pa.schema(columns + list(zip(TAUGHT, signals, strict=True)) * taught)
 
 
 def encode_rows(rows: Sequence[dict[str, Any]], first: int, spec: TokenSpec) -> tuple[Any, list[int]]:
@@ -62,7 +67,7 @@ def encode_rows(rows: Sequence[dict[str, Any]], first: int, spec: TokenSpec) -> 
     transformers.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(spec.model_dir)
     prompts = spec.algorithm.form == "prompt"
-    if not prompts:  # a prompt reads as the engine will be asked
+    if not prompts and not spec.algorithm.taught:  # a prompt reads as the engine is asked
         use_training_template(tokenizer)
     objective = objective_for(spec.algorithm)
 
@@ -80,7 +85,7 @@ def encode_rows(rows: Sequence[dict[str, Any]], first: int, spec: TokenSpec) -> 
             sequences = objective.sequences(row, rows[(i + 1) % len(rows)], render)
         except DataError as error:
             raise DataError(f"row {number} (id {row['item_id']}): {error}") from None
-        whole = [s for s in sequences if s is not None]
+        whole = [s for s in sequences if s is not None and len(s.ids) <= spec.max_tokens]
         if len(whole) < len(sequences):
             left_out.append(number)
             continue
@@ -93,9 +98,10 @@ def encode_rows(rows: Sequence[dict[str, Any]], first: int, spec: TokenSpec) -> 
                 "task": json.dumps({f: row[f] for f in TASK}) if prompts else None,
                 "lengths": [len(s.ids) for s in whole],
                 "learned": [sum(s.learn[1:]) for s in whole],
+                **{name: row.get(name) for name in TAUGHT},
             }
         )
-    return pa.RecordBatch.from_pylist(encoded, schema=_schema()), left_out
+    return pa.RecordBatch.from_pylist(encoded, schema=_schema(spec.algorithm.taught)), left_out
 
 
 def write_tokens(dataset: Path, part: str, spec: TokenSpec, folder: Path, name: str) -> dict[str, Any]:
@@ -111,9 +117,10 @@ def write_tokens(dataset: Path, part: str, spec: TokenSpec, folder: Path, name: 
     encode = ray.remote(encode_rows).options(num_cpus=1, max_retries=3)
     rows = tokens = learned = 0
     left_out: list[int] = []
-    with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, _schema()) as file:
+    schema, blocks = _schema(spec.algorithm.taught), _blocks(dataset, part, spec.algorithm.taught)
+    with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
         # In order, so that a row's place does not depend on which task was faster.
-        for task in _ahead(encode.remote(block, first, spec) for first, block in _blocks(dataset, part)):
+        for task in _ahead(encode.remote(block, first, spec) for first, block in blocks):
             batch, too_long = ray.get(task)
             file.write_batch(batch)
             rows += batch.num_rows
@@ -134,9 +141,9 @@ def write_tokens(dataset: Path, part: str, spec: TokenSpec, folder: Path, name: 
     }
 
 
-def _blocks(dataset: Path, part: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    rows, first = read_rows(dataset, part), 0
-    while block := list(itertools.islice(rows, ROWS_PER_TASK)):
+def _blocks(dataset: Path, part: str, taught: bool) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    rows, first = read_rows(dataset, part, signals=taught), 0
+    while block := list(itertools.islice(rows, TAUGHT_ROWS_PER_TASK if taught else ROWS_PER_TASK)):
         yield first, block
         first += len(block)
 
@@ -186,9 +193,20 @@ class TokenTable:
         task: dict[str, Any] = json.loads(self._table["task"][i].as_py())
         return task
 
-    def drawn(self, rows: Sequence[int], device: Any) -> Any:
-        """What a rollout knows of its answers; None of rows that were given."""
-        return None
+    def signals(self, rows: Sequence[int], device: Any) -> Any:
+        """What is known of the learned tokens of ``rows``, in their order; None of rows that were not taught."""
+        import numpy as np
+        import torch
+
+        if TAUGHT[0] not in self._table.column_names:
+            return None
+
+        def joined(name: str) -> Any:
+            cells = [self._table[name][r].values.to_numpy() for r in rows]
+            return torch.from_numpy(np.concatenate(cells)).to(device)
+
+        ids, logps, tail = map(joined, TAUGHT)
+        return Signals(ids.view(len(tail), -1).long(), logps.view(len(tail), -1).float(), tail.float())
 
     @cached_property
     def lengths(self) -> Any:

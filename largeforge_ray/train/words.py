@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from largeforge_ray.config.training import DIVIDES_WEIGHTS, Grpo, TrainStage
+from largeforge_ray.config.algorithms import Grpo
+from largeforge_ray.config.training import DIVIDES_WEIGHTS, TrainStage
 from largeforge_ray.errors import DataError
 
 GIB = 1024**3
@@ -23,6 +24,28 @@ def check_form(algorithm: Any, form: str | None, dataset: str) -> None:
         raise DataError(
             f"algorithm '{algorithm.name}' learns from {NEEDS[algorithm.form]}, "
             f"but dataset '{dataset}' holds rows of form '{form}'; use other data or another algorithm"
+        )
+
+
+def check_taught(algorithm: Any, topk: int | None, dataset: str) -> None:
+    """Refuse rows without the teacher's probabilities that are to be learned from. Raises ``DataError``.
+
+    ``topk`` is the teach stage's, None of other data.
+    """
+    if algorithm.taught and topk is None:
+        raise DataError(
+            f"algorithm '{algorithm.name}' learns from a teacher's probabilities at every token, and dataset "
+            f"'{dataset}' holds none; name a teach stage with topk (such as 32), or use algorithm: sft"
+        )
+
+
+def check_vocabulary(teacher: str | None, student: str, dataset: str) -> None:
+    """Refuse token ids that another tokenizer made; both are ``tokenizer_hash``es. Raises ``DataError``."""
+    if teacher != student:
+        raise DataError(
+            f"dataset '{dataset}' was taught with tokenizer {(teacher or 'unknown')[:12]} and the model has "
+            f"{student[:12]}: a token id would mean another text to it; use a teacher and a model of one "
+            "vocabulary, or algorithm: sft, which learns from the text"
         )
 
 

@@ -14,8 +14,8 @@ WORDS = ["order", "ship", "lantern", "stool", "city", "Tallinn", "Vienna", "Ingr
 
 
 @cache
-def tiny_model(root: Path) -> Path:
-    """A folder with the model and its tokenizer."""
+def tiny_model(root: Path, head_dim: int = 8) -> Path:
+    """A folder with the model and its tokenizer. vLLM's smallest kernel on a CPU is of heads of 32."""
     import torch
     import transformers
 
@@ -28,6 +28,7 @@ def tiny_model(root: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         initializer_range=0.2,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

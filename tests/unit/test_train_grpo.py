@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from largeforge_ray.config.training import Grpo
+from largeforge_ray.config.algorithms import Grpo
 from largeforge_ray.errors import DataError
 from largeforge_ray.train.batch import Encoded
 from largeforge_ray.train.checkpoint import Progress
@@ -283,20 +283,41 @@ def test_an_answer_counts_if_the_check_accepts_it_and_it_ends() -> None:
     assert by_check([(task, a) for a in answers]) == [1.0, 0.0, 0.0]
 
 
-def test_a_reward_model_scores_an_answer_as_it_did_in_training(model: Path, tmp_path: Path) -> None:
+def judge_of(bench: Any, folder: Path) -> Any:
+    """The bench's reward model as a stage reads it."""
     from largeforge_ray.train.judge import RewardModel
     from largeforge_ray.train.lora import save_adapter
 
+    save_adapter(bench.model, bench.lane.name, bench.lane.weights(), folder)
+    return RewardModel(bench.model_dir, str(folder), "float32", bench.device)
+
+
+def test_a_reward_model_scores_an_answer_as_it_did_in_training(model: Path, tmp_path: Path) -> None:
     bench = bench_of(model, stage_of("reward"))
     rows = make_rows("preference", 5)
     table = table_of(model, bench.stage, rows, tmp_path / "t.arrow")
     objective = bench.lane.objective
     expected = objective.forward(bench.model, bench.batch(table, range(5), (0,))).tolist()
-    save_adapter(bench.model, bench.lane.name, bench.lane.weights(), tmp_path)
-    judge = RewardModel(str(model), str(tmp_path), "float32", bench.device)
+    judge = judge_of(bench, tmp_path)
     answers = [(row, Answer([1], row["chosen"][0]["content"], True)) for row in rows]
     assert judge(answers) == pytest.approx(expected, abs=1e-4)
     assert max(expected) - min(expected) > 1e-2
+
+
+def test_an_answer_that_no_mask_could_be_placed_on_is_judged_too(model: Path, tmp_path: Path) -> None:
+    """Of pairs such an answer is refused; what is drawn may be anything, and a step must not end by it."""
+    import transformers
+
+    from largeforge_ray.data import render_chat
+
+    task, joined = prompts(1)[0], "\n\nstool"
+    turns = [*task["messages"], {"role": "assistant", "content": joined}]
+    with pytest.raises(DataError, match="renders earlier turns differently"):
+        render_chat(transformers.AutoTokenizer.from_pretrained(model), turns, max_tokens=512)
+    judge = judge_of(bench_of(model, stage_of("reward")), tmp_path)
+    rewards = judge([(task, Answer([1], text, True)) for text in (joined, "stool", joined)])
+    assert rewards[0] == pytest.approx(rewards[2], abs=1e-4)
+    assert abs(rewards[0] - rewards[1]) > 1e-3
 
 
 def test_a_prompt_keeps_what_its_answers_are_judged_by(model: Path, tmp_path: Path) -> None:

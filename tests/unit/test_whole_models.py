@@ -12,9 +12,10 @@ from largeforge_ray.config import parse_manifest
 from largeforge_ray.data import ingest, read_rows
 from largeforge_ray.errors import ConfigError, ForgeError
 from largeforge_ray.evaluate import read_outcomes
-from largeforge_ray.flow import Plan, RunContext, Tools, make_plan, steps
+from largeforge_ray.flow import Plan, RunContext, Tools, farming, make_plan, steps
 from largeforge_ray.observe import EventLog
 from largeforge_ray.store import Store, open_store
+from largeforge_ray.teach import Recipe
 from largeforge_ray.types import Generation
 from tests.unit.test_plan import changed, keys, write_model, write_prompts
 
@@ -151,7 +152,7 @@ def context(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterat
             if stage.name == "prompts":
                 ingest(home / "orders.jsonl", test_share=0.5, target=folder)
             store.publish(stage.artifact_kind, stage.key, stage.name, stage.parents, {}, folder, {}, {})
-    tools = Tools(lambda: None, Handle, lambda: None, lambda job: None, lambda event: None)
+    tools = Tools(lambda: None, Handle, Handle, lambda: None, lambda job: None, lambda event: None)
     events = EventLog(store, "run")
     yield RunContext("run", plan, manifest, store, tools, events)
     events.close()
@@ -162,19 +163,20 @@ def test_each_engine_is_started_once_and_one_at_a_time(
 ) -> None:
     """The base's answers the base and its adapters; a whole model has its own, which serves no adapters."""
 
-    def farm(items: Path, *, expand: Any, to_row: Any, engine: Handle, journal: Any, on_batch: Any) -> None:
-        work = [w for item in read_rows(items.parent, items.stem) for w in expand(item)]
+    def farm(items: Path, recipe: Recipe, *, engines: list[Handle], journal: Any, on_batch: Any) -> None:
+        (engine,) = engines
+        work = [w for item in read_rows(items.parent, items.stem) for w in recipe.work(item)]
         adapters = {Path(w.request.adapter).name if w.request.adapter else "none" for w in work}
         engine.heard.append(f"ask {engine.model} with {' '.join(adapters)}")
-        journal.append([to_row(w, Generation(w.row_key, text=str(w.item["answer"]))) for w in work])
+        journal.append([recipe.row(w, [Generation(w.row_key, text=str(w.item["answer"]))]) for w in work])
 
-    monkeypatch.setattr(steps, "run_farm", farm)
+    monkeypatch.setattr(farming, "run_farm", farm)
     folder = tmp_path / "outcomes"
     folder.mkdir()
     context.engine()
     scores = steps.make_outcomes(context, context.plan["outcomes"], folder)["candidates"]
     context.engine()
-    context.close_engine()
+    context.close_engines()
     base, merged, tuned, full = (context.folder(n).name for n in ("base", "merged", "tuned", "full"))
     assert Handle.heard == [
         f"start {base} for rank 16",
@@ -194,3 +196,17 @@ def test_each_engine_is_started_once_and_one_at_a_time(
     found = {(r["expert"], r["expert_key"]) for r in read_outcomes(folder)}
     assert found == {(name, context.plan[name].key) for name in scores}
     assert {s["n"] for s in scores.values()} == {len(list(read_rows(context.folder("prompts"), "test")))}
+
+
+@pytest.mark.parametrize(("cpus", "workers", "stopped"), [(2, 1, False), (2, 2, True), (4, 3, False)])
+def test_an_engine_makes_way_for_workers_that_would_wait_for_what_it_holds(
+    cpus: int, workers: int, stopped: bool, context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": cpus})
+    context.make_room(workers)
+    context.engine()
+    context.make_room(workers)
+    assert [said.split()[0] for said in Handle.heard] == ["start", "stop"][: 1 + stopped]
+    context.close_engines()

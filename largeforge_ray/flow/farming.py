@@ -1,0 +1,100 @@
+"""How a stage lets the farm make rows: engines, the journal, progress, and when to give up."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.errors import StageError
+from largeforge_ray.flow.context import RunContext
+from largeforge_ray.flow.plan import PlannedStage
+from largeforge_ray.store import RowJournal
+from largeforge_ray.teach import Recipe, run_farm
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a stage's rows: who is asked, started when it is that part's turn, and for what."""
+
+    engines: Callable[[], Sequence[Any]]
+    recipe: Recipe
+
+
+def farm(
+    context: RunContext,
+    stage: PlannedStage,
+    items: Path,
+    shares: Sequence[Share],
+    total: int,
+    verdicts: tuple[str, str],
+    most_failed: int | None = None,
+) -> RowJournal:
+    """Make every row of the ``shares`` that the stage's journal does not hold; returns the journal.
+
+    Raises ``StageError`` as soon as more than ``most_failed`` rows have no answer.
+    """
+    journal = RowJournal(context.store, stage.key)
+    done = len(journal.index())
+    progress = _Progress(context, stage.name, done, total, verdicts)
+    if done:
+        context.emit(
+            stage.name, "progress", {"done": done, "total": total}, f"{done} rows were already in the journal"
+        )
+
+    def on_batch(rows: list[dict[str, Any]]) -> None:
+        progress.add(rows)
+        if most_failed is not None and progress.counts["failed"] > most_failed:
+            raise StageError(_too_many(stage.name, journal, most_failed, total))
+
+    for share in shares:
+        waiting = time.monotonic()
+        engines = share.engines()
+        progress.began += time.monotonic() - waiting
+        with context.phase("generation"):
+            run_farm(items, share.recipe, engines=engines, journal=journal, on_batch=on_batch)
+    made = len(journal.index()) + progress.counts["failed"]
+    if made != total:
+        raise StageError(f"stage '{stage.name}' made {made} rows of {total}; run the same command again")
+    return journal
+
+
+class _Progress:
+    def __init__(
+        self, context: RunContext, stage: str, done: int, total: int, verdicts: tuple[str, str]
+    ) -> None:
+        self._context, self._stage = context, stage
+        self._done, self._total, self._verdicts = done, total, verdicts
+        self.began = time.monotonic()
+        self.counts: Counter[str] = Counter()
+        self._usd = 0.0
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            self.counts["failed" if row["failed"] else self._verdicts[not row["kept"]]] += 1
+            self.counts["tokens"] += row["tokens"]
+            self._usd += row["usd"]
+        names = (*self._verdicts, "failed")
+        made = sum(self.counts[name] for name in names)
+        seconds = time.monotonic() - self.began
+        numbers: dict[str, Any] = {"done": self._done + made, "total": self._total}
+        numbers |= {name: self.counts[name] for name in names}
+        numbers |= {
+            "rows_per_s": round(made / seconds, 2),
+            "tokens_per_s": round(self.counts["tokens"] / seconds, 1),
+        }
+        if self._usd:
+            numbers["usd"] = round(self._usd, 6)
+        self._context.emit(self._stage, "progress", numbers)
+
+
+def _too_many(stage: str, journal: RowJournal, most: int, total: int) -> str:
+    errors = Counter(row["error"] for row in journal.rows() if row["error"] is not None)
+    common = "; ".join(f"{error} ({n})" for error, n in errors.most_common(3))
+    return (
+        f"stage '{stage}': {sum(errors.values())} rows failed and {most} of {total} may: {common}; "
+        "mend the cause and run the same command again, which asks for these rows anew, or raise max_failed"
+    )

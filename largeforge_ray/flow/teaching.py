@@ -1,0 +1,253 @@
+"""How a teach stage makes its dataset: the farm's rows, filtered, in order, and what is made of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from largeforge_ray.config.filters import Contamination, Duplicate
+from largeforge_ray.config.teaching import (
+    Endpoint,
+    Preferences,
+    Prompts,
+    Rationales,
+    Revisions,
+    TeachStage,
+)
+from largeforge_ray.data import count_rows, read_rows, write_rows
+from largeforge_ray.data.rows import part_path
+from largeforge_ray.errors import StageError
+from largeforge_ray.flow.context import RunContext
+from largeforge_ray.flow.farming import Share, farm
+from largeforge_ray.flow.plan import PlannedStage, part_of
+from largeforge_ray.models.hardware import detect
+from largeforge_ray.store import RowJournal
+from largeforge_ray.teach import products
+from largeforge_ray.teach.expansion import ExpansionRecipe
+from largeforge_ray.teach.filters import ContaminationIndex, NearDuplicates, build_filters
+from largeforge_ray.teach.judging import JudgedRecipe
+from largeforge_ray.teach.rationale import RationaleRecipe
+from largeforge_ray.teach.recipe import AnswerRecipe, reason, stays
+from largeforge_ray.teach.revision import RevisionRecipe, load_constitution
+from largeforge_ray.teach.rows import TeacherRowWriter
+
+FORMS = {"preferences": "preference", "rationales": "rationale", "prompts": "prompt"}
+SCORED_AT_ONCE = 64
+Row = dict[str, Any]
+
+
+def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[str, Any]:
+    """Let the teacher answer, keep what checks and filters accept, and write what is made of it."""
+    declared = context.manifest.stage(stage.name)
+    assert isinstance(declared, TeachStage)
+    items = part_path(context.folder(declared.prompts), part_of(declared, "prompts"))
+    total = count_rows(items.parent, items.stem) * declared.samples
+    share = Share(partial(_engines, context, stage, declared), recipe_for(context, declared))
+    most = int(declared.max_failed * total)
+    journal = farm(context, stage, items, [share], total, ("kept", "dropped"), most)
+    funnel = _Funnel(declared.keep)
+    rows = _told(journal.in_order(products.in_place, total), funnel, folder)
+    if isinstance(declared.make, Preferences) and declared.make.reward_model:
+        rows = _scored(context, declared.make.reward_model, rows)
+    made = write_rows(folder, "train", _apart(context, declared, _product(declared, rows), funnel))
+    if not made:
+        common = funnel.common() or "none differs enough from the others"
+        raise StageError(
+            f"stage '{stage.name}': nothing could be made of {total} answers: {common}; show the teacher "
+            "examples, raise samples, or look at the check and the filters"
+        )
+    return {"form": _form(declared), "prompts": total // declared.samples, "rows": made} | funnel.numbers()
+
+
+def recipe_for(context: RunContext, declared: TeachStage) -> AnswerRecipe:
+    """What the stage asks of an item."""
+    make = declared.make
+    key, adapter = _teacher(context, declared)
+    shared: dict[str, Any] = {
+        "teacher": declared.teacher,
+        "teacher_key": key,
+        "sampling": declared.sampling,
+        "samples": declared.samples,
+        "keep": declared.keep,
+        "adapter": adapter,
+        "topk": declared.topk,
+        "accept": _filters(context, declared),
+    }
+    if isinstance(make, Rationales):
+        return RationaleRecipe(**shared, marker=make.marker)
+    if isinstance(make, Preferences) and make.by == "judge":
+        return JudgedRecipe(**shared)
+    if isinstance(make, Revisions):
+        path = context.plan.folder / make.constitution if make.constitution else None
+        principles = tuple(load_constitution(path).principles)
+        return RevisionRecipe(**shared, principles=principles, rounds=make.rounds)
+    if isinstance(make, Prompts):
+        pool = tuple(_given(context, declared))
+        return ExpansionRecipe(**shared, method=make.method, pool=pool, beside=make.shown, asked=make.asked)
+    return AnswerRecipe(**shared)
+
+
+def _teacher(context: RunContext, declared: TeachStage) -> tuple[str, str | None]:
+    """The teacher's key, and its folder if it is an adapter."""
+    model = declared.teacher.model
+    if isinstance(model, Endpoint):
+        return f"{model.model} at {model.url}", None
+    planned = context.plan[model]
+    return planned.key, str(context.folder(model)) if planned.artifact_kind == "adapter" else None
+
+
+def _engines(context: RunContext, stage: PlannedStage, declared: TeachStage) -> list[Any]:
+    model = declared.teacher.model
+    if isinstance(model, Endpoint):
+        with context.phase("ray start"):
+            context.tools.connect()
+        journal = RowJournal(context.store, stage.key)
+        spent = sum(row["usd"] for row in journal.rows()) if model.max_usd else 0.0
+        return [context.tools.start_endpoint(model, spent)]
+    planned = context.plan[model]
+    folder = context.folder(model) if planned.artifact_kind == "model" and model != "base" else None
+    return context.engines(folder, declared.engines)
+
+
+def _filters(context: RunContext, declared: TeachStage) -> Any:
+    """What the farm's tasks pass every answer through; near duplicates are found where all rows come by."""
+    in_farm = [f for f in declared.filters if not isinstance(f, Duplicate)]
+    if not in_farm:
+        return None
+    indexes = [
+        ContaminationIndex(chain.from_iterable(_texts(context, ref) for ref in one.against), one.n)
+        for one in declared.filters
+        if isinstance(one, Contamination)
+    ]
+    return build_filters(in_farm, indexes)
+
+
+def _given(context: RunContext, declared: TeachStage) -> Iterator[str]:
+    folder = context.folder(declared.prompts)
+    for row in read_rows(folder, part_of(declared, "prompts")):
+        yield row["messages"][-1]["content"]
+
+
+def _texts(context: RunContext, ref: str) -> Iterator[str]:
+    """Prompts and answers that nothing may train on; of the test part if the reference names none."""
+    for row in read_rows(context.folder(ref), ref.partition(".")[2] or "test"):
+        turns = [*row["messages"], *(row["chosen"] or ())]
+        yield from (turn["content"] for turn in turns if turn["role"] != "system")
+        if isinstance(row["answer"], str):
+            yield row["answer"]
+
+
+def _told(rows: Iterable[Row], funnel: _Funnel, folder: Path) -> Iterator[Row]:
+    """The rows as they come, each counted and written on its way."""
+    writer = TeacherRowWriter(folder)
+    for row in rows:
+        funnel.add(row)
+        writer.add(row)
+        yield row
+    writer.close()
+
+
+def _product(declared: TeachStage, rows: Iterable[Row]) -> Iterator[Row]:
+    make, keep = declared.make, declared.keep
+    if isinstance(make, Rationales):
+        return products.rationales(rows, keep)
+    if isinstance(make, Preferences):
+        return products.pairs(rows, make.pairs, make.by)
+    if isinstance(make, Revisions):
+        return products.revised(rows, keep, make.pairs)
+    if isinstance(make, Prompts):
+        return products.prompts(rows, keep)
+    return products.chats(rows, keep)
+
+
+def _form(declared: TeachStage) -> str:
+    make = declared.make
+    if isinstance(make, Revisions):
+        return "preference" if make.pairs else "chat"
+    return FORMS.get(make.name, "chat")
+
+
+def _scored(context: RunContext, reward_model: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows with the reward model's score of each answer, some at once in a process of its own."""
+    import ray
+
+    from largeforge_ray.train.judge import RewardModel
+
+    # It takes an engine's place, and no row is asked for any more.
+    context.close_engines()
+    actor: Any = ray.remote(RewardModel).options(num_cpus=1)
+    base = str(context.folder("base"))
+    judge = actor.remote(base, str(context.folder(reward_model)), "bfloat16", detect().device)
+    with context.phase("reward"):
+        every = iter(rows)
+        while block := list(islice(every, SCORED_AT_ONCE)):
+            good = [row for row in block if row["error"] is None]
+            answered = [(row["messages"], row["text"]) for row in good]
+            for row, score in zip(good, ray.get(judge.scores.remote(answered)), strict=True):
+                row["score"] = score
+            yield from block
+    ray.kill(judge)
+
+
+def _apart(context: RunContext, declared: TeachStage, rows: Iterable[Row], funnel: _Funnel) -> Iterator[Row]:
+    """Without near duplicates, where they are filtered; new prompts are never near given ones."""
+    wanted = next((f for f in declared.filters if isinstance(f, Duplicate)), None)
+    if wanted is None and isinstance(declared.make, Prompts):
+        wanted = Duplicate()
+    if wanted is None:
+        yield from rows
+        return
+    near = NearDuplicates(wanted.threshold, wanted.ngram)
+    if isinstance(declared.make, Prompts):
+        for text in _given(context, declared):
+            near.seen(text)
+    for row in rows:
+        if near.seen((row.get("chosen") or row["messages"])[-1]["content"]):
+            funnel.near += 1
+        else:
+            yield row
+
+
+class _Funnel:
+    """How many rows there are, and why the others are not."""
+
+    def __init__(self, keep: str) -> None:
+        self._keep = keep
+        self.counts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._usd = 0.0
+        self._prompt, self._said = "", set[str]()
+        self.near = 0
+
+    def add(self, row: Row) -> None:
+        kept = stays(row, self._keep)
+        if kept:
+            self._count_duplicate(row)
+        self.counts["kept" if kept else "failed" if row["error"] is not None else "dropped"] += 1
+        self.counts["tokens"] += row["completion_tokens"]
+        self._usd += row["usd"]
+        if why := reason(row, self._keep):
+            self._reasons[why] += 1
+
+    def _count_duplicate(self, row: Row) -> None:
+        # A prompt's rows come one after another, so only its own answers are held.
+        if row["item_hash"] != self._prompt:
+            self._prompt, self._said = row["item_hash"], set()
+        text = row["text"].strip()
+        self.counts["duplicates"] += text in self._said
+        self._said.add(text)
+
+    def common(self) -> str:
+        return ", ".join(f"{why} ({n})" for why, n in self._reasons.most_common(3))
+
+    def numbers(self) -> dict[str, Any]:
+        """``duplicates`` are rows that stay and say what another one says."""
+        names = ("kept", "dropped", "failed", "tokens")
+        numbers: dict[str, Any] = {name: self.counts[name] for name in names}
+        numbers |= {"duplicates": self.counts["duplicates"], "near_duplicates": self.near}
+        numbers["reasons"] = dict(self._reasons.most_common(20))
+        return numbers | ({"usd": round(self._usd, 6)} if self._usd else {})
