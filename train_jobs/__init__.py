@@ -1,4 +1,4 @@
-"""The ``largeforge`` command and thin entry points for ``ray job submit``.
+"""The ``largeforge`` command, the farm from Python, and thin entry points for ``ray job submit``.
 
 largeforge run train_jobs/manifests/quickstart.yaml
 ray job submit --working-dir . -- python -m train_jobs.run --manifest train_jobs/manifests/quickstart.yaml
@@ -7,5 +7,6 @@ ray job submit --working-dir . -- python -m train_jobs.run --manifest train_jobs
 from __future__ import annotations
 
 from train_jobs.cli import main
+from train_jobs.synthetic import SyntheticDataGenerator
 
-__all__ = ["main"]
+__all__ = ["SyntheticDataGenerator", "main"]

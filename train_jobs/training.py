@@ -1,4 +1,4 @@
-"""What the algorithms' entry points share: a manifest, checked to train with the algorithm, then run."""
+"""What the entry points share: a manifest, checked to have what the job is named for, then run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import click
 from actors.session import polite_exit
 
 
-def main(algorithm: str) -> None:
-    """Read ``--config``, run it, and exit as ``largeforge run`` does."""
+def main(job: str) -> None:
+    """Read ``--config``, run it, and exit as ``largeforge run`` does. ``job`` is an algorithm, or ``teach``."""
     from train_jobs.cli import run_cli
 
     @click.command(
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-        help=f"Run the manifest CONFIG, which has a train stage with {_wanted(algorithm)}. Stages that are "
-        f"in the store are not run again, and a killed training goes on from its newest checkpoint.\n\n"
-        f"A config to start from: train_jobs/manifests/{algorithm}.yaml. All fields: docs/manifest.md.",
+        help=f"Run the manifest CONFIG, which has {_wanted(job)}. Stages that are in the store are not run "
+        f"again, and a killed one goes on from its newest checkpoint or its journal.\n\n"
+        f"A config to start from: train_jobs/manifests/{job}.yaml. All fields: docs/manifest.md.",
     )
     @click.option("--config", required=True, type=click.Path(path_type=Path), help="A manifest.")
     @click.option("--store", default=None, help="A folder or URL instead of the manifest's store.")
@@ -27,12 +27,12 @@ def main(algorithm: str) -> None:
         from largeforge_ray.errors import ConfigError
         from train_jobs.commands import run_manifest
 
-        stages = [s for s in load_manifest(config).stages if s.kind == "train"]
-        if not any(algorithm in _names(s) for s in stages):
-            found = ", ".join(f"'{s.name}' with {' '.join(_names(s))}" for s in stages) or "no train stage"
+        stages = load_manifest(config).stages
+        if not any(job in _names(s) for s in stages):
+            found = ", ".join(f"'{s.name}': {' '.join(_names(s))}" for s in stages if _names(s))
             raise ConfigError(
-                f"{config} trains {found}, and not with {algorithm}; set {_wanted(algorithm)} or use "
-                "largeforge run"
+                f"{config} has no {job} stage, but {found or 'neither teaches nor trains'}; give it "
+                f"{_wanted(job)} or use largeforge run"
             )
         run_manifest(config, store)
 
@@ -41,9 +41,15 @@ def main(algorithm: str) -> None:
 
 
 def _names(stage: Any) -> list[str]:
-    """What a train stage is: its algorithm, and QLoRA if its base is quantised."""
+    """The jobs a stage is: teach, or a training's algorithm, and QLoRA if its base is quantised."""
+    if stage.kind == "teach":
+        return ["teach"]
+    if stage.kind != "train":
+        return []
     return [stage.algorithm.name] + (["qlora"] if stage.lora and stage.lora.quantize else [])
 
 
-def _wanted(algorithm: str) -> str:
-    return "lora: {quantize: nf4}" if algorithm == "qlora" else f"algorithm: {algorithm}"
+def _wanted(job: str) -> str:
+    if job == "teach":
+        return "a stage of kind: teach"
+    return f"a train stage with {'lora: {quantize: nf4}' if job == 'qlora' else f'algorithm: {job}'}"

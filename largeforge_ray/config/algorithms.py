@@ -8,8 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from largeforge_ray.config.base import Ref, Strict
 
-Form: TypeAlias = Literal["prompt", "chat", "preference", "unpaired"]
-"""A dataset's rows: questions; whole chats; a prompt with a better and a worse answer; judged chats."""
+Form: TypeAlias = Literal["prompt", "chat", "preference", "unpaired", "rationale"]
+"""A dataset's rows: questions; whole chats; a prompt with a better and a worse answer; judged chats; chats with
+the reasoning behind their answers."""
 
 
 class AlgorithmBase(Strict):
@@ -54,6 +55,19 @@ class Distill(AlgorithmBase):
         1.0, gt=0.0, description="Of teacher and student; above 1 unlikely tokens count for more."
     )
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
+
+
+class Rationale(AlgorithmBase):
+    """Answers and the reasoning behind them as two tasks, Hsieh et al. 2023 (arXiv:2305.02301)."""
+
+    form: ClassVar[Form] = "rationale"
+    name: Literal["rationale"] = "rationale"
+    weight: float = Field(0.5, ge=0.0, description="Of the reasoning beside the answer.")
+    ask: str = Field(
+        "Explain the reasoning that leads to the answer.",
+        min_length=1,
+        description="What is put behind a prompt to ask for the reasoning.",
+    )
 
 
 class ComparedWithReference(AlgorithmBase):
@@ -155,6 +169,7 @@ class Grpo(AlgorithmBase):
 ALGORITHMS: dict[str, type[AlgorithmBase]] = {
     "sft": Sft,
     "distill": Distill,
+    "rationale": Rationale,
     "dpo": Dpo,
     "orpo": Orpo,
     "kto": Kto,
@@ -169,7 +184,7 @@ def _by_name(value: Any) -> Any:
 
 
 Algorithm = Annotated[
-    Sft | Distill | Dpo | Orpo | Kto | Simpo | Reward | Grpo,
+    Sft | Distill | Rationale | Dpo | Orpo | Kto | Simpo | Reward | Grpo,
     Field(discriminator="name"),
     BeforeValidator(_by_name),
 ]

@@ -10,7 +10,7 @@ from pydantic import Field
 from largeforge_ray.config.algorithms import Sft
 from largeforge_ray.config.base import PARTS, StageBase, Strict
 from largeforge_ray.config.merging import MergeStage
-from largeforge_ray.config.stages import EvaluateStage, PromoteStage, Stage
+from largeforge_ray.config.stages import DatasetStage, EvaluateStage, PromoteStage, Stage
 from largeforge_ray.config.teaching import TeachStage
 from largeforge_ray.config.tracking import Tracking
 
@@ -155,6 +155,11 @@ def _check_part(path: tuple[str | int, ...], source: StageBase, field: str, ref:
     if isinstance(source, TeachStage):
         raise ReferenceProblem(
             path, f"'{source.name}' makes rows to train on and holds none out; name a dataset stage"
+        )
+    if isinstance(source, DatasetStage) and not source.split.test:
+        raise ReferenceProblem(
+            path,
+            f"'{source.name}' holds no rows out (split.test 0); raise split.test or name another dataset",
         )
 
 

@@ -15,9 +15,10 @@ from largeforge_ray.config.training import TrainStage
 
 
 class Split(Strict):
-    """Held-out share, chosen by each row's content hash: adding rows moves none of the others."""
+    """Held-out share, chosen by each row's content hash: adding rows moves none of the others. 0 holds none
+    out."""
 
-    test: float = Field(0.2, gt=0.0, lt=1.0)
+    test: float = Field(0.2, ge=0.0, lt=1.0)
 
 
 class DatasetStage(StageBase):

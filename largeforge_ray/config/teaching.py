@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from largeforge_ray.config.algorithms import Form
 from largeforge_ray.config.base import Ref, StageBase, Strict
 from largeforge_ray.config.filters import Contamination, Filter
 from largeforge_ray.types import Message, Sampling
@@ -71,6 +72,7 @@ class Teacher(Strict):
 class Answers(Strict):
     """Chats: each prompt with every different answer that stays."""
 
+    form: ClassVar[Form] = "chat"
     name: Literal["answers"] = "answers"
 
 
@@ -80,6 +82,7 @@ class Rationales(Strict):
     The teacher is asked to reason first and to put the answer on a last line after ``marker``.
     """
 
+    form: ClassVar[Form] = "rationale"
     name: Literal["rationales"] = "rationales"
     marker: str = Field("Answer:", min_length=1)
 
@@ -91,6 +94,7 @@ class Preferences(Strict):
     from 1 to 10, Zheng et al. 2023 (arXiv:2306.05685); by ``reward`` a reward model's score decides.
     """
 
+    form: ClassVar[Form] = "preference"
     name: Literal["preferences"] = "preferences"
     by: Literal["check", "judge", "reward"] = "check"
     reward_model: Ref | None = None
@@ -113,6 +117,7 @@ class Revisions(Strict):
     ``pairs`` makes preference pairs of the revision and the first answer, otherwise they are chats.
     """
 
+    form: ClassVar[Form] = "chat"
     name: Literal["revisions"] = "revisions"
     constitution: str | None = Field(None, description="A YAML file relative to the manifest; ours if none.")
     rounds: int = Field(1, ge=1, le=4)
@@ -123,6 +128,7 @@ class Prompts(Strict):
     """New prompts from those given: ``self_instruct`` writes others like them, Wang et al. 2022
     (arXiv:2212.10560), ``evolve`` makes each harder, Xu et al. 2023 (arXiv:2304.12244)."""
 
+    form: ClassVar[Form] = "prompt"
     name: Literal["prompts"] = "prompts"
     method: Literal["self_instruct", "evolve"] = "self_instruct"
     shown: int = Field(4, ge=1, le=16, description="Given prompts in one request of self_instruct.")
@@ -187,6 +193,13 @@ class TeachStage(StageBase):
         for one in kept["filters"]:
             one.pop("against", None)
         return kept
+
+    @property
+    def form(self) -> Form:
+        """The rows that it makes."""
+        if isinstance(self.make, Revisions) and self.make.pairs:
+            return "preference"
+        return self.make.form
 
     @property
     def reads_base(self) -> bool:

@@ -4,6 +4,7 @@ prompt      prompt (, answer, check), or any chat whose last turn is the user's
 chat        messages; conversations (ShareGPT); instruction, input, output (Alpaca); prompt, completion
 preference  any of these with chosen and rejected; or chosen and rejected as whole chats
 unpaired    any chat with label
+rationale   any chat with rationale, the reasoning behind its last answer
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ BESIDE = {
     "conversations": ("system",),
     "instruction": ("input", "output", "system", "history"),
 }
-COMMON = ("id", "answer", "check", "chosen", "rejected", "label")
+COMMON = ("id", "answer", "check", "chosen", "rejected", "label", "rationale")
 
 Refuse = Callable[[str, str], Exception]
 """``refuse(field, message)`` makes the error that names the row."""
 
 
 def to_row(raw: dict[str, Any], refuse: Refuse) -> dict[str, Any]:
-    """``{form, messages, chosen, rejected, label}``; ``chosen`` and ``rejected`` continue ``messages``."""
+    """``{form, messages, chosen, rejected, label, rationale}``; ``chosen`` and ``rejected`` continue
+    ``messages``."""
     kind = _kind(raw, refuse)
     messages = _turns(raw, kind, refuse) if kind else []
-    row: dict[str, Any] = {"messages": messages, "chosen": None, "rejected": None, "label": None}
+    row: dict[str, Any] = {"messages": messages} | dict.fromkeys(("chosen", "rejected", "label", "rationale"))
     if "chosen" in raw or "rejected" in raw:
         return row | _pair(raw, messages, refuse) | {"form": "preference"}
     answered = messages[-1]["role"] == "assistant"
@@ -50,6 +52,12 @@ def to_row(raw: dict[str, Any], refuse: Refuse) -> dict[str, Any]:
         if not answered:
             raise refuse("label", "judges an answer, but the last turn is not the assistant's")
         return row | {"label": raw["label"], "form": "unpaired"}
+    if "rationale" in raw:
+        if not isinstance(raw["rationale"], str) or not raw["rationale"].strip():
+            raise refuse("rationale", f"must be text; found {raw['rationale']!r}"[:300])
+        if not answered:
+            raise refuse("rationale", "is behind an answer, but the last turn is not the assistant's")
+        return row | {"rationale": raw["rationale"], "form": "rationale"}
     return row | {"form": "chat" if answered else "prompt"}
 
 

@@ -50,7 +50,8 @@ def ingest(source: Path, *, test_share: float, target: Path) -> dict[str, Any]:
     Raises ``DataError`` for the first malformed row, and for a source or part without any row.
     """
     seen: set[bytes] = set()
-    writers = {part: RowWriter(target, part) for part in ("train", "test")}
+    parts = ("train", "test") if test_share else ("train",)
+    writers = {part: RowWriter(target, part) for part in parts}
     duplicates, form, first = 0, None, ""
     for file in source_files(source):
         for where, raw in _read(file):
@@ -81,6 +82,7 @@ def ingest(source: Path, *, test_share: float, target: Path) -> dict[str, Any]:
             )
     return {
         "rows": len(seen),
+        "test": 0,
         **{p: w.count for p, w in writers.items()},
         "duplicates": duplicates,
         "form": form,

@@ -30,6 +30,7 @@ def _schema() -> Any:
             ("chosen", pa.list_(turn)),
             ("rejected", pa.list_(turn)),
             ("label", pa.bool_()),
+            ("rationale", pa.string()),
             ("token_ids", pa.list_(pa.int32())),
             ("topk_ids", pa.list_(pa.int32())),
             ("topk_logprobs", pa.list_(pa.float16())),
@@ -46,7 +47,7 @@ def _storage() -> dict[str, Any]:
     return {
         "compression": "zstd",
         "column_encoding": dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"),
-        "use_dictionary": ["item_id", "item_hash", "answer", "check", *text],
+        "use_dictionary": ["item_id", "item_hash", "answer", "check", "rationale", *text],
     }
 
 

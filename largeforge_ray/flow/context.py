@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from largeforge_ray.config.manifest import Manifest
 from largeforge_ray.config.stages import PromoteStage
@@ -123,8 +123,8 @@ class RunContext:
         """Stop the engines if ``processes`` would wait for ever for the CPUs or GPUs that those hold."""
         import ray
 
-        device = "GPU" if detect().gpus else "CPU"
-        if self._engines and ray.cluster_resources().get(device, 0.0) < processes + len(self._engines):
+        device, resources = "GPU" if detect().gpus else "CPU", cast(Any, ray).cluster_resources
+        if self._engines and resources().get(device, 0.0) < processes + len(self._engines):
             self.close_engines()
 
     def work_folder(self, stage: PlannedStage) -> Path:

@@ -160,11 +160,12 @@ def _resolve_lora(stage: Training, weights_gib: float) -> Lora | None:
 
 
 def _check_form(stage: Training, manifest: Manifest, folder: Path) -> None:
-    """Rows that are there already are looked at before anything starts; taught rows are chats."""
+    """Rows that are there already are looked at before anything starts; a stage says what it makes."""
     source = manifest.stage(stage.data.split(".")[0])
-    form = form_of(folder / source.source) if isinstance(source, DatasetStage) else "chat"
-    check_form(stage.algorithm, form, source.name)
-    check_taught(stage.algorithm, source.topk if isinstance(source, TeachStage) else None, source.name)
+    taught = source if isinstance(source, TeachStage) else None
+    given = form_of(folder / source.source) if isinstance(source, DatasetStage) else None
+    check_form(stage.algorithm, taught.form if taught else given, source.name)
+    check_taught(stage.algorithm, taught.topk if taught else None, source.name)
 
 
 def _check_length(stage: Training, manifest: Manifest) -> None:

@@ -35,7 +35,6 @@ from largeforge_ray.teach.recipe import AnswerRecipe, reason, stays
 from largeforge_ray.teach.revision import RevisionRecipe, load_constitution
 from largeforge_ray.teach.rows import TeacherRowWriter
 
-FORMS = {"preferences": "preference", "rationales": "rationale", "prompts": "prompt"}
 SCORED_AT_ONCE = 64
 Row = dict[str, Any]
 
@@ -60,7 +59,7 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
             f"stage '{stage.name}': nothing could be made of {total} answers: {common}; show the teacher "
             "examples, raise samples, or look at the check and the filters"
         )
-    return {"form": _form(declared), "prompts": total // declared.samples, "rows": made} | funnel.numbers()
+    return {"form": declared.form, "prompts": total // declared.samples, "rows": made} | funnel.numbers()
 
 
 def recipe_for(context: RunContext, declared: TeachStage) -> AnswerRecipe:
@@ -162,13 +161,6 @@ def _product(declared: TeachStage, rows: Iterable[Row]) -> Iterator[Row]:
     if isinstance(make, Prompts):
         return products.prompts(rows, keep)
     return products.chats(rows, keep)
-
-
-def _form(declared: TeachStage) -> str:
-    make = declared.make
-    if isinstance(make, Revisions):
-        return "preference" if make.pairs else "chat"
-    return FORMS.get(make.name, "chat")
 
 
 def _scored(context: RunContext, reward_model: str, rows: Iterable[Row]) -> Iterator[Row]:

@@ -198,15 +198,15 @@ class EndpointEngine:
 
     def _read(self, request: GenerateRequest, completion: Any, seconds: float) -> Generation | _Refusal:
         """The answer in a reply. The client checks no types, and some servers send errors with status 200."""
-        choices = getattr(completion, "choices", None)
-        message = getattr(choices[0], "message", None) if choices else None
-        if message is None:
+        choice = (getattr(completion, "choices", None) or [None])[0]
+        message = getattr(choice, "message", None)
+        if choice is None or message is None:
             return _Refusal(self._told(f"the reply holds no answer: {completion}"), lost=True)
         usage = completion.usage
         return Generation(
             request_id=request.request_id,
             text=message.content or "",
-            finish_reason=choices[0].finish_reason,
+            finish_reason=choice.finish_reason,
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
             seconds=seconds,

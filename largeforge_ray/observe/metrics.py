@@ -47,7 +47,11 @@ _LISTED = (
     Metric("completion_tokens", "tokens", "tokens generated"),
     Metric("trainable_parameters", "", "parameters the optimiser changes"),
     Metric("seconds", "s", "wall-clock time"),
-    Metric("accuracy", "of 1", "share of what is judged that is right: answers of an evaluation, pairs of a training"),
+    Metric(
+        "accuracy",
+        "of 1",
+        "share of what is judged that is right: answers of an evaluation, pairs of a training",
+    ),
     Metric("gain", "of 1", "mean paired difference in quality"),
     Metric("usd", "USD", "price paid"),
 )

@@ -10,6 +10,7 @@ from largeforge_ray.train.grpo import GrpoObjective
 from largeforge_ray.train.kto import KtoObjective
 from largeforge_ray.train.objective import Objective
 from largeforge_ray.train.orpo import OrpoObjective
+from largeforge_ray.train.rationale import RationaleObjective
 from largeforge_ray.train.reward import RewardObjective
 from largeforge_ray.train.sft import SftObjective
 from largeforge_ray.train.simpo import SimpoObjective
@@ -17,6 +18,7 @@ from largeforge_ray.train.simpo import SimpoObjective
 OBJECTIVES: dict[str, type[Objective]] = {
     "sft": SftObjective,
     "distill": DistillObjective,
+    "rationale": RationaleObjective,
     "dpo": DpoObjective,
     "orpo": OrpoObjective,
     "kto": KtoObjective,

@@ -14,6 +14,7 @@ NEEDS = {
     "prompt": "prompts (a question with its answer and check)",
     "chat": "whole chats (messages with an assistant turn, Alpaca or ShareGPT rows)",
     "preference": "pairs (a prompt with chosen and rejected)",
+    "rationale": "chats with their reasoning (a teach stage with make: rationales, or rows with rationale)",
     "unpaired": "judged chats (a chat with label: true or false)",
 }
 

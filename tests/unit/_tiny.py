@@ -56,6 +56,8 @@ def make_rows(form: str, number: int, seed: int = 0) -> list[dict[str, Any]]:
             row |= {"chosen": answers[0], "rejected": answers[1]}
         else:
             row |= {"messages": prompt + answers[0]}
+        if form == "rationale":
+            row |= {"rationale": answers[1][0]["content"]}
         if form == "unpaired":
             row |= {"label": i % 3 != 0}
         rows.append(row)

@@ -132,16 +132,14 @@ def test_what_trains_the_base_has_the_key_it_always_had(home: Path, store: Store
     the base and the data, whose keys are their own business."""
     plan = planned(home, store)
     nothing = ["0" * 64]
-    assert {
-        n: artifact_key(plan[n].artifact_kind, plan[n].config, nothing) for n in ("tuned", "full", "swept")
-    } == {
+    stages = [plan[name] for name in ("tuned", "full", "swept")]
+    assert {s.name: artifact_key(s.artifact_kind, s.config, nothing) for s in stages} == {
         "tuned": "5a11f3dcc8503140069ccebeb7caf8194183c576324a93f687178ca2623246fd",
         "full": "1e6591a09e5272b060c043d3ba08bb4bccd8f54a07c252b94f4bbfa7dfb12600",
         "swept": "a11f0dec0fc7f3f8cff114f6ef14cef6d7ec174c6102384ac218eeeea58bff93",
     }
-    assert keys(
-        planned(home, store, edited("{name: full, kind: train,", "{name: full, kind: train, model: base,"))
-    ) == keys(plan)
+    written_out = edited("full, kind: train", "full, kind: train, model: base")
+    assert keys(planned(home, store, written_out)) == keys(plan)
 
 
 def test_a_training_needs_the_memory_of_the_model_it_trains(home: Path, store: Store) -> None:

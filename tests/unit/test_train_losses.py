@@ -68,6 +68,8 @@ def plain_loss(bench: Any, table: Any) -> float:
         return mean(
             [-c - o.weight * log_sigmoid(odds[2 * i] - odds[2 * i + 1]) for i, (c, _) in enumerate(pairs)]
         )
+    if o.name == "rationale":
+        return mean([-mean(p[0]) - o.weight * mean(p[1]) for p in policy])
     if o.name == "simpo":
         return mean([-log_sigmoid(o.beta * (mean(p[0]) - mean(p[1])) - o.gamma) for p in policy])
     assert o.name == "kto"
@@ -89,6 +91,7 @@ CASES = {
     "hinge": ("preference", {"name": "dpo", "loss": "hinge", "reference": "in_loop"}),
     "orpo": ("preference", {"name": "orpo", "weight": 0.5}),
     "simpo": ("preference", {"name": "simpo"}),
+    "rationale": ("rationale", {"name": "rationale", "weight": 0.3}),
     "kto": ("unpaired", {"name": "kto", "beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.7}),
 }
 

@@ -1,7 +1,6 @@
 """Filters of teacher answers, each a pure function of the texts.
 
-known = ContaminationIndex(tests, n=8)          # known.overlap(text), 0 to 1
-accept = build_filters(stage.filters, lambda text: "known" if known.overlap(text) > 0 else None)
+accept = build_filters(stage.filters, [ContaminationIndex(texts, n=8)])   # for the farm's tasks
 answer, refused = accept(prompt, answer)        # the answer perhaps scrubbed; a Verdict if it does not stay
 
 near = NearDuplicates(threshold=0.8, ngram=3)   # where all rows come by

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from largeforge_ray.config.filters import Filter
-from largeforge_ray.errors import ConfigError
+from largeforge_ray.teach.filters.contamination import ContaminationIndex, contamination
 from largeforge_ray.teach.filters.pii import pii
 from largeforge_ray.teach.filters.refusal import refusal
 from largeforge_ray.teach.filters.surface import charset, language, length, repetition
 from largeforge_ray.types import Verdict
-
-Contaminated = Callable[[str], str | None]
-"""A text to the reason why nothing may be trained on it, None if there is none."""
 
 CHECKS: dict[str, Callable[[Any, str], str | None]] = {
     "length": length,
@@ -26,35 +23,32 @@ CHECKS: dict[str, Callable[[Any, str], str | None]] = {
 
 
 def build_filters(
-    configs: Sequence[Filter], contaminated: Contaminated | None = None
+    configs: Sequence[Filter], indexes: Sequence[ContaminationIndex] = ()
 ) -> Callable[[str, str], tuple[str, Verdict | None]]:
-    """A function of prompt and answer to the answer, perhaps scrubbed, and the verdict of who refuses it.
+    """A picklable function of prompt and answer to the answer, perhaps scrubbed, and the verdict against it.
 
-    Filters see the answer as those before left it, and only ``contaminated`` the prompt. The function is
-    picklable if ``contaminated`` is. ``duplicate`` compares rows, so it is left to ``NearDuplicates``.
+    Filters see the answer as those before left it, and only ``contamination`` the prompt. ``indexes`` are
+    those of the ``contamination`` filters, in their order. ``duplicate`` compares rows, so it is left to
+    ``NearDuplicates``.
 
-    Raises ``ConfigError`` if a filter is ``contamination`` and ``contaminated`` is missing.
+    Raises ``ValueError`` if there are not as many indexes as ``contamination`` filters.
     """
-    if contaminated is None and any(c.name == "contamination" for c in configs):
-        raise ConfigError(
-            "filter 'contamination' has nothing to compare with; give build_filters contaminated, "
-            "made of ContaminationIndex.overlap"
-        )
-    return _Filters(tuple(c for c in configs if c.name != "duplicate"), contaminated)
+    held = [i for i, config in enumerate(configs) if config.name == "contamination"]
+    index_of = dict(zip(held, indexes, strict=True))
+    return _Filters(tuple((c, index_of.get(i)) for i, c in enumerate(configs) if c.name != "duplicate"))
 
 
 @dataclass(frozen=True, slots=True)
 class _Filters:
-    configs: tuple[Filter, ...]
-    contaminated: Contaminated | None
+    steps: tuple[tuple[Filter, ContaminationIndex | None], ...]
 
     def __call__(self, prompt: str, answer: str) -> tuple[str, Verdict | None]:
-        for config in self.configs:
+        for config, index in self.steps:
             if config.name == "pii":
                 answer, reason = pii(config, answer)
             elif config.name == "contamination":
-                assert self.contaminated is not None
-                reason = self.contaminated(prompt) or self.contaminated(answer)
+                assert index is not None
+                reason = contamination(config, index, prompt, answer)
             else:
                 reason = CHECKS[config.name](config, answer)
             if reason is not None:

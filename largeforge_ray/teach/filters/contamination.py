@@ -8,6 +8,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from largeforge_ray.config.filters import Contamination
 from largeforge_ray.teach.filters.words import ngrams, words
 
 
@@ -23,7 +24,7 @@ class ContaminationIndex:
         found = array("Q")
         for text in texts:
             found.extend(self._hashes(text))
-        self._known = np.unique(np.frombuffer(found, dtype=np.uint64))
+        self._known = np.unique(np.array(found, dtype=np.uint64))
 
     def overlap(self, text: str) -> float:
         """Share, 0 to 1, of the text's n-grams that are known; 0 for a text too short to compare."""
@@ -38,3 +39,10 @@ class ContaminationIndex:
         if len(found) < self.n / 2:
             return []
         return [int.from_bytes(blake2b(g.encode(), digest_size=8).digest()) for g in ngrams(found, self.n)]
+
+
+def contamination(config: Contamination, index: ContaminationIndex, prompt: str, answer: str) -> str | None:
+    """Why the row is refused, if its prompt or its answer overlaps too much."""
+    if max(index.overlap(prompt), index.overlap(answer)) <= config.max_overlap:
+        return None
+    return f"over {config.max_overlap} of its {config.n}-grams are in {', '.join(config.against)}"

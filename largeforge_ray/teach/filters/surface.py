@@ -49,7 +49,7 @@ def language(config: Language, text: str) -> str | None:
 
 @cache
 def _identifier() -> Any:
-    """Once a process: some 60 MB and under a second."""
+    """Once a process: some 60 MB and one second."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
