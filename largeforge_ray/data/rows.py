@@ -62,7 +62,7 @@ class RowWriter:
         self.count = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """Queue a row; ``answer`` may be any JSON value and is stored as JSON text, signals arrays or lists."""
+        """Queue a row; ``answer`` is any JSON value, stored as its text; ``SIGNALS`` are arrays or lists."""
         answer = row.get("answer")
         kept = {k: v for k, v in row.items() if k != "form"}
         self._batch.append(

@@ -55,7 +55,7 @@ def farm(
         engines = share.engines()
         progress.began += time.monotonic() - waiting
         with context.phase("generation"):
-            run_farm(items, share.recipe, engines=engines, journal=journal, on_batch=on_batch)
+            run_farm(items, share.recipe, engines=engines, journal=journal, total=total, on_batch=on_batch)
     made = len(journal.index()) + progress.counts["failed"]
     if made != total:
         raise StageError(f"stage '{stage.name}' made {made} rows of {total}; run the same command again")

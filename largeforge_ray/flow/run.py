@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from largeforge_ray.config.manifest import Manifest
-from largeforge_ray.errors import ForgeError, StageError
+from largeforge_ray.errors import ForgeError, StageError, StoreError
 from largeforge_ray.flow.context import RunContext, Tools, stage_lock
 from largeforge_ray.flow.plan import Plan, PlannedStage
 from largeforge_ray.flow.steps import STEPS
@@ -66,19 +67,25 @@ def _ensure(context: RunContext, stage: PlannedStage) -> bool:
         try:
             artifact = _execute(context, stage)
         except ForgeError as error:
-            context.emit(stage.name, "failed", message=str(error))
+            _note_failure(context, stage.name, str(error))
             raise
         except KeyboardInterrupt:
-            context.emit(stage.name, "failed", message="interrupted; run the same command again to go on")
+            _note_failure(context, stage.name, "interrupted; run the same command again to go on")
             raise
         except Exception as error:
             # Whatever a library raised, the user gets the stage and one line, the record gets all.
-            context.emit(stage.name, "failed", message=f"{type(error).__name__}: {error}")
+            _note_failure(context, stage.name, f"{type(error).__name__}: {error}")
             raise StageError(f"stage '{stage.name}' failed: {_cause(error)}") from error
         seconds = artifact.cost.get("seconds", 0.0)
         numbers = dict(artifact.metrics) | {"seconds": seconds, "phases": artifact.cost.get("phases", {})}
         context.emit(stage.name, "finished", numbers, f"{artifact.kind} {artifact.key[:16]}")
         return True
+
+
+def _note_failure(context: RunContext, stage: str, message: str) -> None:
+    # On a full disk the failure itself says more than that it cannot be written down.
+    with suppress(StoreError):
+        context.emit(stage, "failed", message=message)
 
 
 def _cause(error: Exception) -> str:

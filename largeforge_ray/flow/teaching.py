@@ -198,7 +198,9 @@ def _apart(context: RunContext, declared: TeachStage, rows: Iterable[Row], funne
         for text in _given(context, declared):
             near.seen(text)
     for row in rows:
-        if near.seen((row.get("chosen") or row["messages"])[-1]["content"]):
+        # With what was asked: a short answer may be right for many prompts.
+        said = [*row["messages"], *(row.get("chosen") or ())][-2:]
+        if near.seen("\n".join(turn["content"] for turn in said)):
             funnel.near += 1
         else:
             yield row

@@ -103,14 +103,8 @@ class EndpointEngine:
                 if ended:
                     return Generation(request.request_id, usd=lost_usd, error=ended)
                 wait = retry_wait_s(attempt, came.asked_s, random.random())
-                retries = self._config.retries
                 _log.info(
-                    "request %s waits %.1f s retry=%d/%d %s",
-                    request.request_id,
-                    wait,
-                    attempt,
-                    retries,
-                    came.reason,
+                    "request %s retry=%d waits %.1f s: %s", request.request_id, attempt, wait, came.reason
                 )
                 await asyncio.sleep(wait)
 

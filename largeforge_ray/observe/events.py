@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from largeforge_ray.errors import StoreError
+from largeforge_ray.store.files import explained
 from largeforge_ray.types import RunEvent
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class EventLog:
         """Add one event.
 
         Raises:
+            StoreError: it cannot be written, as on a full disk; nothing of it stays.
             ValueError: its kind is not one of KINDS, or it belongs to another run.
         """
         if event.kind not in KINDS:
@@ -71,8 +74,8 @@ class EventLog:
         line = (json.dumps(dataclasses.asdict(event), separators=(",", ":")) + "\n").encode()
         with self._lock:
             if self._file is not None:
-                self._file.write(line)
-                self._file.flush()
+                with explained("write", self._path):
+                    _write_whole(self._file, line)
                 return
             self._lines.append(line)
             self._unsaved = True
@@ -167,6 +170,17 @@ def _whole_lines(data: bytes) -> bytes:
     return head + newline
 
 
+def _write_whole(file: BinaryIO, line: bytes) -> None:
+    before, left = file.tell(), memoryview(line)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        # The beginning of a line would spoil the one after it.
+        file.truncate(before)
+        raise
+
+
 def _open_for_append(path: Path) -> BinaryIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -178,4 +192,7 @@ def _open_for_append(path: Path) -> BinaryIO:
         elif len(whole) > len(data):
             with path.open("ab") as file:
                 file.write(b"\n")
-    return path.open("ab")
+    # Without a buffer nothing is left to fail when it is closed.
+    file = cast("BinaryIO", path.open("ab", buffering=0))
+    file.seek(0, os.SEEK_END)
+    return file

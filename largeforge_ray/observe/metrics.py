@@ -38,7 +38,7 @@ _LISTED = (
     Metric("clipped", "of 1", "share of tokens whose ratio to the drawing model is beyond the clip"),
     Metric("kl", "nats per token", "divergence from the base"),
     Metric("hard", "nats per token", "cross-entropy with the teacher's own tokens"),
-    Metric("soft", "nats per token", "divergence between the teacher's probabilities and the student's"),
+    Metric("soft", "nats per token", "divergence of the student from the teacher's probabilities"),
     Metric("engine_gap", "nats per token", "difference of engine and trainer about a drawn token"),
     Metric("epoch", "", "passes over the data"),
     Metric("tokens_per_s", "tokens/s", "tokens processed per second"),

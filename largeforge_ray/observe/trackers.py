@@ -6,6 +6,8 @@ with open_trackers(Tracking(), Tracked(run, "tuned"), runs / run, say=print) as 
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from largeforge_ray.config.tracking import Tracking
-
-FLUSH_S = 2
-"""How old the newest line of an event file may be; what is younger can be lost with a killed process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +118,32 @@ class Trackers:
 
 
 class TensorBoard:
-    """An event file more in a folder; TensorBoard reads all files of a folder as one curve."""
+    """An event file more in a folder; TensorBoard reads all files of a folder as one curve.
+
+    It is written here, record by record: the library's own writer does so in a thread that a full disk ends
+    with a trace.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = EventFileWriter(str(folder), flush_secs=FLUSH_S)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Those of a run that goes on come later, and may come within a second.
+        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("wb", buffering=0))
+        self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._records.write(event.SerializeToString())
 
     def close(self) -> None:
-        self._writer.close()
+        self._records.close()
 
 
 def last_step(folder: Path) -> int:

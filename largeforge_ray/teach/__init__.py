@@ -3,7 +3,7 @@
 from largeforge_ray.teach import AnswerRecipe, run_farm
 
 recipe = AnswerRecipe(teacher, teacher_key, sampling, samples=4)
-run_farm(items, recipe, engines=[engine], journal=journal, on_batch=print)
+run_farm(items, recipe, engines=[engine], journal=journal, total=800, on_batch=print)
 for row in journal.rows(): ...
 """
 

@@ -19,9 +19,9 @@ from typing import Any
 from largeforge_ray.data.rows import decode_row
 from largeforge_ray.types import GenerateRequest, Generation
 
-BATCH = 8
-"""Rows a task: small enough that a kill costs little, while IN_FLIGHT tasks keep an engine full."""
+FEWEST, MOST, TASKS = 8, 256, 4000
 IN_FLIGHT = 6
+"""Tasks that keep an engine full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +53,33 @@ class Recipe:
         raise NotImplementedError
 
 
+def batch_rows(total: int) -> int:
+    """Rows a task, of ``total``: a kill costs what is under way, so few of few; a task costs time, so more of
+    many."""
+    return min(MOST, max(FEWEST, total // TASKS))
+
+
 def run_farm(
     items: Path,
     recipe: Recipe,
     *,
     engines: Sequence[Any],
     journal: Any,
+    total: int,
     on_batch: Callable[[list[dict[str, Any]]], None],
 ) -> None:
     """Make every row that ``journal`` does not hold yet.
 
-    ``items`` is a dataset part (Parquet), ``engines`` actor handles with ``generate``.
-    ``on_batch`` gets the small numbers of each finished batch, in the driver. Raises what an
+    ``items`` is a dataset part (Parquet), ``engines`` actor handles with ``generate``; ``total`` rows are
+    made about. ``on_batch`` gets the small numbers of each finished batch, in the driver. Raises what an
     engine raises once it has used up its restarts.
     """
-    pipeline = build_pipeline(items, recipe, engines=engines, journal=journal)
+    pipeline = build_pipeline(items, recipe, engines=engines, journal=journal, batch=batch_rows(total))
     for batch in pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         on_batch(batch.to_pylist())
 
 
-def build_pipeline(items: Path, recipe: Recipe, *, engines: Sequence[Any], journal: Any) -> Any:
+def build_pipeline(items: Path, recipe: Recipe, *, engines: Sequence[Any], journal: Any, batch: int) -> Any:
     """The lazy Ray Data pipeline: read -> expand to missing rows -> ask an engine and journal."""
     import ray
 
@@ -89,10 +96,10 @@ def build_pipeline(items: Path, recipe: Recipe, *, engines: Sequence[Any], journ
         ray.data.read_parquet(str(items))
         .flat_map(missing, num_cpus=0.1)
         # Neighbours stay together: what they share of their prompts is computed once.
-        .repartition(target_num_rows_per_block=BATCH)
+        .repartition(target_num_rows_per_block=batch)
         .map_batches(
             ask,
-            batch_size=BATCH,
+            batch_size=batch,
             batch_format="pyarrow",
             num_cpus=0.1,
             compute=ray.data.TaskPoolStrategy(size=IN_FLIGHT * len(engines)),

@@ -1,5 +1,6 @@
-"""Distillation from a teacher's stored probabilities, Hinton et al. 2015 (arXiv:1503.02531); ``reverse`` is Gu et
-al. 2023 (arXiv:2306.08543), ``jsd`` the Jensen-Shannon divergence of Agarwal et al. 2023 (arXiv:2306.13649).
+"""Distillation from a teacher's stored probabilities, Hinton et al. 2015 (arXiv:1503.02531).
+
+``reverse`` is Gu et al. 2023 (arXiv:2306.08543), ``jsd`` Agarwal et al. 2023 (arXiv:2306.13649).
 
 L = mean over tokens of  alpha * -log q(y)  +  (1 - alpha) * T^2 * D(p, q)
 D = KL(p || q)  forward,  KL(q || p)  reverse,  (KL(p || m) + KL(q || m)) / 2  with m = (p + q) / 2  jsd
@@ -25,10 +26,12 @@ With K = V nothing is missed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from largeforge_ray.data.rows import SIGNALS
 from largeforge_ray.errors import DataError
 from largeforge_ray.train.batch import Batch, Encoded, Scores, Tensor, learned_logits
 from largeforge_ray.train.objective import Known, LossSum, Objective, Render
@@ -41,7 +44,7 @@ LEAST_SUM = 1e-30
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """The teacher at N learned tokens: the K likeliest ids, their log-probabilities, log of the others' mass."""
+    """The teacher at N learned tokens: K likeliest ids, their log-probabilities, log of the rest's mass."""
 
     ids_NK: Tensor
     logps_NK: Tensor
@@ -78,17 +81,15 @@ class DistillObjective(Objective):
 
 
 def answer_ids(row: dict[str, Any]) -> list[int]:
-    """The ids of a taught answer. Raises ``DataError`` if its signals are not there or do not fit each other."""
-    tokens, ids, logps, tail = (row[f] for f in ("token_ids", "topk_ids", "topk_logprobs", "tail_logprob"))
+    """The ids of a taught answer. Raises ``DataError`` if its signals are missing or do not fit together."""
+    tokens, ids, logps, tail = (row.get(name) for name in SIGNALS)
     if tokens is None or ids is None or logps is None or tail is None:
-        raise DataError(
-            "no probabilities of a teacher beside the answer; teach the rows with topk, or use algorithm: sft"
-        )
+        raise DataError("no probabilities of a teacher; set topk on the teach stage, or use algorithm: sft")
     n = len(tokens)
     if not n or not len(ids) or len(ids) % n or len(logps) != len(ids) or len(tail) != n:
         raise DataError(
-            f"{n} token_ids have {len(ids)} topk_ids, {len(logps)} topk_logprobs and {len(tail)} tail_logprob, "
-            "and k, k and 1 belong to each; teach the rows again"
+            f"{n} token_ids have {len(ids)} topk_ids, {len(logps)} topk_logprobs and {len(tail)} "
+            "tail_logprob, and k, k and 1 belong to each; teach the rows again"
         )
     return [int(i) for i in tokens]
 
@@ -114,8 +115,10 @@ def divergence(
 def hard_and_soft(
     logits_NV: Tensor, targets_N: Tensor, signals: Signals, *, temperature: float, kind: str
 ) -> tuple[Tensor, Tensor]:
-    """The cross-entropy with the targets at temperature 1, and ``divergence``: ``(N,)`` each, in one pass over
-    the logits at temperature 1 and in two at another."""
+    """The cross-entropy with the targets at temperature 1, and ``divergence``: ``(N,)`` each.
+
+    One pass over the logits gives both at temperature 1, two do at another.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -125,7 +128,8 @@ def hard_and_soft(
     soft_N = _between(_teacher(signals, logits_NV.shape[1], temperature), inside_NK, rest_N, kind)
     if temperature == 1:
         return torch.logaddexp(inside_NK.logsumexp(1), rest_N) - target_N, soft_N
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="none"), soft_N
+    target_N1, others_N = split(logits_NV, targets_N[:, None], 1, 1.0)
+    return F.softplus(others_N - target_N1[:, 0]), soft_N
 
 
 def _teacher(signals: Signals, vocabulary: int, temperature: float) -> Tensor:
@@ -136,8 +140,8 @@ def _teacher(signals: Signals, vocabulary: int, temperature: float) -> Tensor:
     inside_NK = signals.logps_NK / temperature
     if others == 0:
         return inside_NK.log_softmax(1)
-    share = torch.tensor(float(others)).log().to(inside_NK)
-    tail_N = share + (signals.tail_N.clamp(min=LEAST_TAIL) - share) / temperature
+    even = math.log(others)
+    tail_N = even + (signals.tail_N.clamp(min=LEAST_TAIL) - even) / temperature
     return torch.cat([inside_NK, tail_N[:, None]], 1).log_softmax(1)
 
 
@@ -149,7 +153,7 @@ def _between(teacher_NC: Tensor, inside_NK: Tensor, rest_N: Tensor, kind: str) -
         return _kl(teacher_NC, student_NC)
     if kind == "reverse":
         return _kl(student_NC, teacher_NC)
-    middle_NC = torch.logaddexp(teacher_NC, student_NC) - torch.tensor(2.0).log().to(teacher_NC)
+    middle_NC = torch.logaddexp(teacher_NC, student_NC) - math.log(2)
     return (_kl(teacher_NC, middle_NC) + _kl(student_NC, middle_NC)) / 2
 
 
@@ -158,8 +162,8 @@ def _kl(p_NC: Tensor, q_NC: Tensor) -> Tensor:
 
 
 def split(logits_NV: Tensor, ids_NI: Tensor, inside: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """``z / T`` at the ids ``(N, I)``, and the log of the sum of exp(z / T) over the vocabulary without the first
-    ``inside`` of them ``(N,)``; float32, or float64 for such logits.
+    """``z / T`` at the ids ``(N, I)``, and log sum exp of ``z / T`` over all but the first ``inside`` of them
+    ``(N,)``; in float32, or in float64 where the logits are.
 
     The others are summed and not subtracted from 1, so a small mass has all its digits. One float32 copy
     of the logits is kept for the gradient, as cross-entropy does.
@@ -185,7 +189,7 @@ def _split() -> Any:
             return logits_NV.gather(1, ids_NI).to(kind) / temperature, rest_N
 
         @staticmethod
-        def backward(ctx: Any, picked_NI: Tensor, rest_N: Tensor) -> Any:  # type: ignore[override]
+        def backward(ctx: Any, picked_NI: Tensor, rest_N: Tensor) -> Any:
             exp_NV, sum_N1, ids_NI = ctx.saved_tensors
             # In place: a second copy of the logits would double the memory, and nobody goes back twice.
             gradient_NV = exp_NV.mul_(rest_N[:, None] / sum_N1).scatter_add_(1, ids_NI, picked_NI)

@@ -194,7 +194,7 @@ class TokenTable:
         return task
 
     def signals(self, rows: Sequence[int], device: Any) -> Any:
-        """What is known of the learned tokens of ``rows``, in their order; None of rows that were not taught."""
+        """What is known of the learned tokens of ``rows``, in order; None of rows that were not taught."""
         import numpy as np
         import torch
 

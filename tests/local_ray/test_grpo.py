@@ -99,8 +99,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     write_rows(home, tiny_model(home, head_dim=32))
     began = time.monotonic()
     run = attempt(folder, write_manifest(home, folder))
-    tuned = adapter(run)
+    tuned = finished(run)
     return Ran(home, tuned, run, time.monotonic() - began)
+
+
+def finished(run: Attempt) -> Artifact:
+    """The policy. On a busy machine an engine alone takes two minutes to start."""
+    assert run.finish(600) == 0, run.log.read_text()
+    return adapter(run)
 
 
 def before_answers(ran: Ran, folder: Path) -> Path:
@@ -173,7 +179,7 @@ def test_two_workers_learn_from_the_answers_that_one_does(
     began = time.monotonic()
     with cluster_of(monkeypatch, 3):
         run = attempt(folder, write_manifest(ran.home, folder, workers=2))
-        tuned = adapter(run)
+        tuned = finished(run)
     rewards, alone = numbers(run, "reward"), numbers(ran.run, "reward")
     print(f"first reward {rewards[0]} on two, {alone[0]} on one; {time.monotonic() - began:.0f} s")
     print(f"last five {mean(rewards[-5:]):.2f} on two, {mean(alone[-5:]):.2f} on one")
@@ -195,7 +201,7 @@ def test_a_killed_policy_goes_on_from_its_checkpoint(victim: str, ran: Ran, tmp_
         run = attempt(folder, manifest)
     run.wait_for(lambda e: "resumed at step" in e["message"])
     resumed = time.monotonic() - struck
-    tuned = adapter(run)
+    tuned = finished(run)
     print(f"{victim} killed: went on after {resumed:.0f} s, done after {time.monotonic() - struck:.0f} s")
     (step,) = re.findall(r"resumed at step (\d+)", run.log.read_text())
     assert 0 < int(step) <= STRUCK_AT + 1
@@ -214,6 +220,6 @@ def test_a_training_of_as_many_workers_as_cores_gets_the_core_of_the_engine(ran:
     )
     path.write_text(yaml.safe_dump(manifest, sort_keys=False))
     run = attempt(folder, path)
-    assert run.finish() == 0, run.log.read_text()
+    finished(run)
     assert f"{cores} worker(s)" in run.log.read_text()
     assert re.search(r"tuned +done.*other +done", run.log.read_text(), re.DOTALL)

@@ -60,8 +60,27 @@ def make_rows(form: str, number: int, seed: int = 0) -> list[dict[str, Any]]:
             row |= {"rationale": answers[1][0]["content"]}
         if form == "unpaired":
             row |= {"label": i % 3 != 0}
+        if form == "taught":
+            row |= taught(i, rng.randint(1, 20))
         rows.append(row)
     return rows
+
+
+def taught(seed: int, tokens: int, kept: int = 4, vocabulary: int = 300) -> dict[str, Any]:
+    """What a made-up teacher kept of an answer of ``tokens`` ids, which may be unlikely ones."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (tokens, vocabulary))
+    logps = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    likeliest = np.argsort(-logps, 1)[:, :kept]
+    top = np.take_along_axis(logps, likeliest, 1)
+    return {
+        "token_ids": rng.integers(3, vocabulary, tokens).tolist(),
+        "topk_ids": likeliest.flatten().tolist(),
+        "topk_logprobs": top.flatten().astype(np.float16),
+        "tail_logprob": np.log1p(-np.exp(top).sum(1)).astype(np.float16),
+    }
 
 
 def stage_of(algorithm: Any, **settings: Any) -> TrainStage:

@@ -33,6 +33,32 @@ def plain_logps(bench: Any, ids: list[int], learn: list[bool], *, adapter: bool 
     return [float(distribution[i - 1, ids[i]]) for i in range(1, len(ids)) if learn[i]]
 
 
+def plain_distillation(bench: Any, table: Any, i: int) -> list[float]:
+    """Each token's loss of a taught row from the whole distribution of the student, class by class."""
+    import torch
+
+    o, (s,) = bench.stage.algorithm, table.row(i)
+    known = table.signals([i], "cpu")
+    with torch.no_grad():
+        logits = bench.model(input_ids=torch.tensor([s.ids]), use_cache=False).logits[0].double().tolist()
+    losses = []
+    for n, place in enumerate(p for p in range(1, len(s.ids)) if s.learn[p]):
+        z, ids = logits[place - 1], known.ids_NK[n].tolist()
+        others = len(z) - len(ids)
+        student = [math.exp(x / o.temperature) for x in z]
+        q = [student[j] / sum(student) for j in ids]
+        q.append(1 - sum(q))
+        p = [math.exp(x / o.temperature) for x in known.logps_NK[n].tolist()]
+        p.append(others * (math.exp(float(known.tail_N[n])) / others) ** (1 / o.temperature))
+        p = [x / sum(p) for x in p]
+        m = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+        kl = {"forward": [(p, q)], "reverse": [(q, p)], "jsd": [(p, m), (q, m)]}[o.divergence]
+        soft = [sum(a * math.log(a / b) for a, b in zip(x, y, strict=True)) for x, y in kl]
+        hard = math.log(sum(map(math.exp, z))) - z[s.ids[place]]
+        losses.append(o.alpha * hard + (1 - o.alpha) * o.temperature**2 * sum(soft) / len(soft))
+    return losses
+
+
 def log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x))
 
@@ -53,6 +79,8 @@ def plain_loss(bench: Any, table: Any) -> float:
     if o.name == "sft":
         tokens = [p for row in policy for p in row[0]]
         return -mean(tokens)
+    if o.name == "distill":
+        return mean([x for i in range(len(rows)) for x in plain_distillation(bench, table, i)])
     if o.name == "dpo":
         reduce = mean if o.loss == "ipo" else sum
         h = [ratio(i, 0, reduce) - ratio(i, 1, reduce) for i in range(len(rows))]
@@ -92,6 +120,12 @@ CASES = {
     "orpo": ("preference", {"name": "orpo", "weight": 0.5}),
     "simpo": ("preference", {"name": "simpo"}),
     "rationale": ("rationale", {"name": "rationale", "weight": 0.3}),
+    "distill": ("taught", {"name": "distill"}),
+    "distill reverse": (
+        "taught",
+        {"name": "distill", "divergence": "reverse", "temperature": 2, "alpha": 0.2},
+    ),
+    "distill jsd": ("taught", {"name": "distill", "divergence": "jsd", "temperature": 0.7}),
     "kto": ("unpaired", {"name": "kto", "beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.7}),
 }
 

@@ -11,10 +11,12 @@ import pytest
 from tests.unit._tiny import make_rows, stage_of, table_of, tiny_model
 from tests.unit._workers import STEPS, run_workers
 
+FORMS = {"sft": "chat", "dpo": "preference", "distill": "taught"}
 STRATEGIES = ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 TRAINED = {
     "adapter": {"algorithm": "dpo", "lora": {"rank": 3, "alpha": 6}},
     "whole": {"algorithm": "sft", "lora": None},
+    "distilled": {"algorithm": "distill", "lora": {"rank": 3, "alpha": 6}},
 }
 PATHS = [("ddp", "zero2"), ("fsdp2", "zero3"), ("zero3", "ddp"), ("zero2", "fsdp2")]
 
@@ -34,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def case(folder: Path, model: Path, **settings: Any) -> dict[Path, dict[str, Any]]:
     """A folder with rows. 11 rows at 5 a step and 120 tokens a pass: workers have unequally many passes."""
     folder.mkdir(parents=True, exist_ok=True)
-    form = "chat" if settings["algorithm"] == "sft" else "preference"
+    form = FORMS[settings["algorithm"]]
     for part, number in (("train", 11), ("test", 3)):
         table_of(model, stage_of(settings["algorithm"]), make_rows(form, number), folder / f"{part}.arrow")
     return {folder: {"tokens_per_pass": 120} | settings}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from hashlib import blake2b
 from typing import Any
 
@@ -22,10 +23,9 @@ class NearDuplicates:
     """
 
     def __init__(self, threshold: float, ngram: int) -> None:
-        from datasketch import MinHash, MinHashLSH
+        from datasketch import MinHash
 
-        chosen = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
-        self._bands, self._rows = chosen.b, chosen.r
+        self._bands, self._rows = _bands_and_rows(threshold)
         self._ngram = ngram
         self._empty = MinHash(num_perm=PERMUTATIONS)
         # One flat set, because MinHashLSH's own tables take some 5 KB a text.
@@ -48,3 +48,12 @@ class NearDuplicates:
     def _hash(self, band: int, sketch: Any) -> int:
         part = sketch.hashvalues[band * self._rows : (band + 1) * self._rows]
         return int.from_bytes(blake2b(part.tobytes(), digest_size=8, salt=band.to_bytes(2)).digest())
+
+
+@cache
+def _bands_and_rows(threshold: float) -> tuple[int, int]:
+    """What makes as many pairs above the threshold missed as pairs below it found."""
+    from datasketch import MinHashLSH
+
+    chosen = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+    return chosen.b, chosen.r
