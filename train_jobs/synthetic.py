@@ -23,7 +23,7 @@ Prompt = str | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A dataset artifact: its ``key``, its ``metrics`` (rows, kept, dropped, failed, reasons) and its folder."""
+    """A dataset artifact: its ``key``, ``metrics`` (rows, kept, dropped, failed, reasons) and ``folder``."""
 
     key: str
     metrics: Mapping[str, Any]

@@ -11,7 +11,7 @@ from actors.session import polite_exit
 
 
 def main(job: str) -> None:
-    """Read ``--config``, run it, and exit as ``largeforge run`` does. ``job`` is an algorithm, or ``teach``."""
+    """Read ``--config``, run it, exit as ``largeforge run`` does. ``job`` is an algorithm, or ``teach``."""
     from train_jobs.cli import run_cli
 
     @click.command(

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from largeforge_ray.config.base import Ref, Strict
 
 Form: TypeAlias = Literal["prompt", "chat", "preference", "unpaired", "rationale"]
-"""A dataset's rows: questions; whole chats; a prompt with a better and a worse answer; judged chats; chats with
-the reasoning behind their answers."""
+"""A dataset's rows: questions; whole chats; a prompt with a better and a worse answer; judged chats; chats
+with the reasoning behind their answers."""
 
 
 class AlgorithmBase(Strict):

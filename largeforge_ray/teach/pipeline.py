@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.data.rows import decode_row
+from largeforge_ray.errors import ForgeError, StageError
 from largeforge_ray.types import GenerateRequest, Generation
 
 FEWEST, MOST, TASKS = 8, 256, 4000
+STOPPED = "stopped"
 IN_FLIGHT = 6
 """Tasks that keep an engine full."""
 
@@ -71,12 +73,17 @@ def run_farm(
     """Make every row that ``journal`` does not hold yet.
 
     ``items`` is a dataset part (Parquet), ``engines`` actor handles with ``generate``; ``total`` rows are
-    made about. ``on_batch`` gets the small numbers of each finished batch, in the driver. Raises what an
-    engine raises once it has used up its restarts.
+    made about. ``on_batch`` gets the small numbers of each finished batch, in the driver.
+
+    Raises ``StageError`` with the words of the ``ForgeError`` of an engine that can go on no more, such as
+    one whose money is spent.
     """
     pipeline = build_pipeline(items, recipe, engines=engines, journal=journal, batch=batch_rows(total))
     for batch in pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        on_batch(batch.to_pylist())
+        rows = batch.to_pylist()
+        if stopped := rows[0].get(STOPPED):
+            raise StageError(stopped)
+        on_batch(rows)
 
 
 def build_pipeline(items: Path, recipe: Recipe, *, engines: Sequence[Any], journal: Any, batch: int) -> Any:
@@ -119,6 +126,16 @@ def _ask(batch: Any, *, recipe: Recipe, engines: list[Any], journal: Any) -> Any
     import pyarrow as pa
 
     work = [_find(row, recipe) for row in batch.to_pylist()]
+    try:
+        rows = _rows(work, recipe, engines)
+    except ForgeError as error:
+        # Ray Data would wrap it in traces; as a row it reaches the driver in its own words.
+        return pa.Table.from_pylist([{STOPPED: str(getattr(error, "cause", error))}])
+    journal.append(rows)
+    return pa.Table.from_pylist([recipe.numbers(r) for r in rows])
+
+
+def _rows(work: list[Work], recipe: Recipe, engines: list[Any]) -> list[dict[str, Any]]:
     made: list[list[Generation]] = [[] for _ in work]
     asked: list[tuple[int, GenerateRequest]] = [(i, w.request) for i, w in enumerate(work)]
     while asked:
@@ -126,9 +143,7 @@ def _ask(batch: Any, *, recipe: Recipe, engines: list[Any], journal: Any) -> Any
             made[i].append(generation)
         open_ = [i for i, _ in asked if not made[i][-1].error]
         asked = [(i, request) for i in open_ if (request := recipe.follow(work[i], made[i]))]
-    rows = [recipe.row(w, g) for w, g in zip(work, made, strict=True)]
-    journal.append(rows)
-    return pa.Table.from_pylist([recipe.numbers(r) for r in rows])
+    return [recipe.row(w, g) for w, g in zip(work, made, strict=True)]
 
 
 def _generate(engines: list[Any], requests: list[GenerateRequest]) -> list[Generation]:

@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from largeforge_ray.store import Store, open_store
-from tests.local_ray.conftest import ENVIRONMENT, Forge
+from tests.local_ray.conftest import ENVIRONMENT, ROOT, Forge
 
+PATH = os.environ.get("PYTHONPATH", "")
 FOUND_WITHIN_S = 180
 GONE_WITHIN_S = 30
 ORPHANS_GONE_WITHIN_S = 120
@@ -69,14 +70,16 @@ class Attempt:
         return self.process.wait(limit_s)
 
 
-def attempt(folder: Path, manifest: Path) -> Attempt:
+def attempt(folder: Path, manifest: Path, command: list[str] | None = None) -> Attempt:
+    """``largeforge run`` of the manifest, or another command that does as much."""
     log = folder / "console.txt"
-    largeforge = Path(sys.executable).with_name("largeforge")
+    largeforge = str(Path(sys.executable).with_name("largeforge"))
     with log.open("a") as out:
         process = subprocess.Popen(
-            [largeforge, "run", manifest],
+            command or [largeforge, "run", str(manifest)],
             cwd=folder,
-            env=ENVIRONMENT,
+            # What is run may be in the tests.
+            env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), PATH]))},
             stdout=out,
             stderr=subprocess.STDOUT,
             text=True,

@@ -117,8 +117,10 @@ def servers() -> Iterator[Serve]:
     """A function that starts servers, which end with the block."""
     started: list[ScriptedServer] = []
 
-    def serve(*script: Reply, slow_s: float = 0.0) -> ScriptedServer:
-        server = ScriptedServer(script, slow_s)
+    def serve(
+        *script: Reply, slow_s: float = 0.0, kind: type[ScriptedServer] = ScriptedServer
+    ) -> ScriptedServer:
+        server = kind(script, slow_s)
         started.append(server)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server

@@ -28,7 +28,12 @@ from largeforge_ray.teach.filters import ContaminationIndex, build_filters
 from largeforge_ray.teach.filters.refusal import OPENING, PHRASES
 from largeforge_ray.types import Verdict
 
-CODE = "```python\ndef total(prices, rate):\n    return sum(prices) * (1 + rate)\n```\n"
+CODE = """```python
+def total(prices, rate):
+    # This adds all of the prices together and then puts the tax on top of them.
+    return sum(prices) * (1 + rate)
+```
+"""
 LOREM = "The river rises in the hills above the town and runs past three old mills to the sea."
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 from hashlib import blake2b
-from typing import Any
 
 from largeforge_ray.teach.filters.words import ngrams, tokens
 
@@ -43,11 +42,9 @@ class NearDuplicates:
         sketch = self._empty.copy()
         grams = set(ngrams(tokens(text), self._ngram)) or {text.strip()}
         sketch.update_batch([gram.encode() for gram in grams])
-        return [self._hash(band, sketch) for band in range(self._bands)]
-
-    def _hash(self, band: int, sketch: Any) -> int:
-        part = sketch.hashvalues[band * self._rows : (band + 1) * self._rows]
-        return int.from_bytes(blake2b(part.tobytes(), digest_size=8, salt=band.to_bytes(2)).digest())
+        values, width = sketch.hashvalues, self._rows
+        parts = [values[band * width : (band + 1) * width].tobytes() for band in range(self._bands)]
+        return [int.from_bytes(blake2b(part, digest_size=8).digest()) for part in parts]
 
 
 @cache
