@@ -14,8 +14,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
 from largeforge_ray.errors import StoreError
 from largeforge_ray.store.files import explained
@@ -44,7 +45,7 @@ class EventLog:
         self._clock = clock
         self._path = run_file(run, "events.jsonl")
         self._lock = threading.Lock()
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._lines: list[bytes] = []
         self._unsaved = False
         if store.is_local and store.local_root is not None:
@@ -170,7 +171,7 @@ def _whole_lines(data: bytes) -> bytes:
     return head + newline
 
 
-def _write_whole(file: BinaryIO, line: bytes) -> None:
+def _write_whole(file: FileIO, line: bytes) -> None:
     before, left = file.tell(), memoryview(line)
     try:
         while left:
@@ -181,7 +182,7 @@ def _write_whole(file: BinaryIO, line: bytes) -> None:
         raise
 
 
-def _open_for_append(path: Path) -> BinaryIO:
+def _open_for_append(path: Path) -> FileIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         data = path.read_bytes()
@@ -193,6 +194,6 @@ def _open_for_append(path: Path) -> BinaryIO:
             with path.open("ab") as file:
                 file.write(b"\n")
     # Without a buffer nothing is left to fail when it is closed.
-    file = cast("BinaryIO", path.open("ab", buffering=0))
-    file.seek(0, os.SEEK_END)
-    return file
+    appending = path.open("ab", buffering=0)
+    appending.seek(0, os.SEEK_END)
+    return appending
