@@ -20,6 +20,7 @@ from largeforge_ray.config.stages import (
     DatasetStage,
     EvaluateStage,
     Gate,
+    ModelStage,
     PromoteStage,
     Split,
 )
@@ -33,6 +34,7 @@ from largeforge_ray.errors import ConfigError
 Path_ = Sequence[str | int]
 STAGES: dict[str, type[Strict]] = {
     "dataset": DatasetStage,
+    "model": ModelStage,
     "teach": TeachStage,
     "train": TrainStage,
     "sweep": SweepStage,

@@ -34,6 +34,21 @@ class DatasetStage(StageBase):
         return {}
 
 
+class ModelStage(StageBase):
+    """Another model beside the manifest's: a teacher, or one to train or to compare with."""
+
+    makes: ClassVar[str] = "model"
+    uses_model: ClassVar[bool] = False
+    kind: Literal["model"]
+    source: str = Field(min_length=1)
+    revision: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    def references(self) -> dict[str, str]:
+        return {}
+
+
 class EvaluateStage(StageBase):
     """Every candidate answers every item once: the outcome matrix."""
 
@@ -83,6 +98,7 @@ class PromoteStage(StageBase):
 
 Stage = Annotated[
     DatasetStage
+    | ModelStage
     | TeachStage
     | TrainStage
     | SweepStage

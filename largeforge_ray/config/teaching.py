@@ -195,6 +195,11 @@ class TeachStage(StageBase):
         return kept
 
     @property
+    def stays(self) -> Literal["verified", "all"]:
+        """``keep``; pairs need the wrong answers too."""
+        return "all" if isinstance(self.make, Preferences) else self.keep
+
+    @property
     def form(self) -> Form:
         """The rows that it makes."""
         if isinstance(self.make, Revisions) and self.make.pairs:

@@ -11,8 +11,8 @@ from typing import Any
 
 from largeforge_ray.config.algorithms import Grpo
 from largeforge_ray.config.base import PARTS, StageBase
-from largeforge_ray.config.manifest import Manifest
-from largeforge_ray.config.stages import DatasetStage, EvaluateStage, PromoteStage
+from largeforge_ray.config.manifest import Manifest, ModelConfig
+from largeforge_ray.config.stages import DatasetStage, EvaluateStage, ModelStage, PromoteStage
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.teaching import Revisions, TeachStage
 from largeforge_ray.config.training import DIVIDES_WEIGHTS, PRESETS, Lora, Training
@@ -22,12 +22,13 @@ from largeforge_ray.flow.doctor import require_sandbox
 from largeforge_ray.flow.weights import weigh_models
 from largeforge_ray.models.hardware import Hardware
 from largeforge_ray.models.source import ModelSource, locate
+from largeforge_ray.models.tokenizer import tokenizer_hash
 from largeforge_ray.observe.hosted import check_tracking
 from largeforge_ray.promote.preflight import check_servable, check_settings
 from largeforge_ray.store import Store, artifact_key
 from largeforge_ray.teach.revision import load_constitution
 from largeforge_ray.train import check_form
-from largeforge_ray.train.words import check_taught
+from largeforge_ray.train.words import check_taught, check_vocabulary
 
 ENGINE_GIB, TRAINER_GIB, CLUSTER_GIB = 3.5, 2.5, 1.5
 """Memory beside the weights of an engine (1 GiB of it KV cache), a training worker, and Ray itself."""
@@ -54,11 +55,14 @@ class PlannedStage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All stages in the order they run; the model is the first, under the name ``base``."""
+    """All stages in the order they run; the model is the first, under the name ``base``.
+
+    ``sources`` are where it and the model stages' models come from, by stage name.
+    """
 
     manifest: str
     stages: tuple[PlannedStage, ...]
-    source: ModelSource
+    sources: dict[str, ModelSource]
     folder: Path
 
     def __getitem__(self, name: str) -> PlannedStage:
@@ -81,16 +85,44 @@ def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
     damaged artifact the run would stand on.
     """
     check_tracking(manifest.tracking)
-    source = locate(manifest.model, folder)
-    weights = weigh_models(manifest, source)
-    key = artifact_key("model", source.identity, [])
-    cached = store.find("model", key) is not None
-    needs = _resources("model", weights["base"])
-    planned = {"base": PlannedStage("base", "model", "model", key, (), (), cached, source.identity, needs)}
+    sources = {"base": locate(manifest.model, folder)}
     for stage in manifest.stages:
+        if isinstance(stage, ModelStage):
+            sources[stage.name] = locate(_model_config(stage, manifest), folder)
+    weights = weigh_models(manifest, sources)
+    planned = {"base": _plan_model("base", sources["base"], store, weights["base"])}
+    for stage in manifest.stages:
+        if isinstance(stage, ModelStage):
+            planned[stage.name] = _plan_model(stage.name, sources[stage.name], store, weights[stage.name])
+            continue
         weights_gib = weights[stage.model if isinstance(stage, Training) else "base"]
         planned[stage.name] = _plan_stage(stage, manifest, planned, store, folder, weights_gib)
-    return Plan(manifest.name, tuple(planned.values()), source, folder)
+        _check_taught_here(stage, manifest, sources)
+    return Plan(manifest.name, tuple(planned.values()), sources, folder)
+
+
+def _model_config(stage: ModelStage, manifest: Manifest) -> ModelConfig:
+    given = stage.model_dump(include={"source", "revision", "allow_pickle", "trust_remote_code"})
+    return ModelConfig(**given, max_model_len=manifest.model.max_model_len)
+
+
+def _plan_model(name: str, source: ModelSource, store: Store, weights_gib: float) -> PlannedStage:
+    key = artifact_key("model", source.identity, [])
+    cached = store.find("model", key) is not None
+    needs = _resources("model", weights_gib)
+    return PlannedStage(name, "model", "model", key, (), (), cached, source.identity, needs)
+
+
+def _check_taught_here(stage: StageBase, manifest: Manifest, sources: dict[str, ModelSource]) -> None:
+    """Token ids of another vocabulary are refused now if both models are folders, else before training."""
+    if not isinstance(stage, Training) or not stage.algorithm.taught:
+        return
+    taught = manifest.stage(stage.data.split(".")[0])
+    assert isinstance(taught, TeachStage)
+    folders = [sources[n].folder if n in sources else None for n in (taught.teacher.model, stage.model)]
+    if None not in folders and folders[0] != folders[1]:
+        teacher, student = (tokenizer_hash(f) for f in folders if f is not None)
+        check_vocabulary(teacher, student, taught.name)
 
 
 def _plan_stage(

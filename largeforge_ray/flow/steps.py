@@ -30,9 +30,9 @@ Metrics = dict[str, Any]
 
 
 def make_model(context: RunContext, stage: PlannedStage, folder: Path) -> Metrics:
-    """Write the base model into the store as safetensors."""
+    """Write a model into the store as safetensors."""
     with context.phase("convert"):
-        materialise(context.plan.source, folder)
+        materialise(context.plan.sources[stage.name], folder)
     return {"bytes": sum(p.stat().st_size for p in folder.iterdir())}
 
 

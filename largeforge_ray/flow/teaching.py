@@ -25,6 +25,7 @@ from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.farming import Share, farm
 from largeforge_ray.flow.plan import PlannedStage, part_of
 from largeforge_ray.models.hardware import detect
+from largeforge_ray.models.tokenizer import tokenizer_hash
 from largeforge_ray.store import RowJournal
 from largeforge_ray.teach import products
 from largeforge_ray.teach.expansion import ExpansionRecipe
@@ -48,7 +49,7 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
     share = Share(partial(_engines, context, stage, declared), recipe_for(context, declared))
     most = int(declared.max_failed * total)
     journal = farm(context, stage, items, [share], total, ("kept", "dropped"), most)
-    funnel = _Funnel(declared.keep)
+    funnel = _Funnel(declared.stays)
     rows = _told(journal.in_order(products.in_place, total), funnel, folder)
     if isinstance(declared.make, Preferences) and declared.make.reward_model:
         rows = _scored(context, declared.make.reward_model, rows)
@@ -59,7 +60,13 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
             f"stage '{stage.name}': nothing could be made of {total} answers: {common}; show the teacher "
             "examples, raise samples, or look at the check and the filters"
         )
-    return {"form": declared.form, "prompts": total // declared.samples, "rows": made} | funnel.numbers()
+    facts: dict[str, Any] = {"form": declared.form, "prompts": total // declared.samples, "rows": made}
+    if declared.topk:
+        facts |= {
+            "topk": declared.topk,
+            "tokenizer": tokenizer_hash(context.folder(_whole_model(context, declared))),
+        }
+    return facts | funnel.numbers()
 
 
 def recipe_for(context: RunContext, declared: TeachStage) -> AnswerRecipe:
@@ -71,7 +78,7 @@ def recipe_for(context: RunContext, declared: TeachStage) -> AnswerRecipe:
         "teacher_key": key,
         "sampling": declared.sampling,
         "samples": declared.samples,
-        "keep": declared.keep,
+        "keep": declared.stays,
         "adapter": adapter,
         "topk": declared.topk,
         "accept": _filters(context, declared),
@@ -99,6 +106,13 @@ def _teacher(context: RunContext, declared: TeachStage) -> tuple[str, str | None
     return planned.key, str(context.folder(model)) if planned.artifact_kind == "adapter" else None
 
 
+def _whole_model(context: RunContext, declared: TeachStage) -> str:
+    """The stage whose model an engine loads for the teacher: an adapter's is the base."""
+    model = declared.teacher.model
+    assert isinstance(model, str)
+    return model if context.plan[model].artifact_kind == "model" else "base"
+
+
 def _engines(context: RunContext, stage: PlannedStage, declared: TeachStage) -> list[Any]:
     model = declared.teacher.model
     if isinstance(model, Endpoint):
@@ -107,9 +121,8 @@ def _engines(context: RunContext, stage: PlannedStage, declared: TeachStage) -> 
         journal = RowJournal(context.store, stage.key)
         spent = sum(row["usd"] for row in journal.rows()) if model.max_usd else 0.0
         return [context.tools.start_endpoint(model, spent)]
-    planned = context.plan[model]
-    folder = context.folder(model) if planned.artifact_kind == "model" and model != "base" else None
-    return context.engines(folder, declared.engines)
+    whole = _whole_model(context, declared)
+    return context.engines(None if whole == "base" else context.folder(whole), declared.engines)
 
 
 def _filters(context: RunContext, declared: TeachStage) -> Any:
@@ -151,7 +164,7 @@ def _told(rows: Iterable[Row], funnel: _Funnel, folder: Path) -> Iterator[Row]:
 
 
 def _product(declared: TeachStage, rows: Iterable[Row]) -> Iterator[Row]:
-    make, keep = declared.make, declared.keep
+    make, keep = declared.make, declared.stays
     if isinstance(make, Rationales):
         return products.rationales(rows, keep)
     if isinstance(make, Preferences):

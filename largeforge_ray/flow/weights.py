@@ -11,22 +11,24 @@ from largeforge_ray.models.source import ModelSource
 GIB = 1024**3
 
 
-def weigh_models(manifest: Manifest, source: ModelSource) -> dict[str, float]:
+def weigh_models(manifest: Manifest, sources: dict[str, ModelSource]) -> dict[str, float]:
     """GiB in bfloat16 of the base and of each stage that makes a model, by name; 0 if unknown.
 
     A student of a base that is no folder of safetensors is taken to be as large as the base. Raises
     ``ConfigError`` for layers that the base does not have, ``ModelError`` if none can be taken from it.
     """
-    weights = {"base": _base_gib(source)}
+    weights = {name: _source_gib(source) for name, source in sources.items()}
     for stage in manifest.stages:
         if isinstance(stage, StudentStage):
-            weights[stage.name] = _student_gib(stage, source, weights["base"])
+            weights[stage.name] = _student_gib(stage, sources["base"], weights["base"])
+        elif stage.name in sources:
+            continue
         elif stage.artifact_kind == "model":
             weights[stage.name] = weights[stage.model if isinstance(stage, Training) else "base"]
     return weights
 
 
-def _base_gib(source: ModelSource) -> float:
+def _source_gib(source: ModelSource) -> float:
     if source.gguf is not None:
         # About four bits a weight.
         return source.gguf.stat().st_size * 3 / GIB

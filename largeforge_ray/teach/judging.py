@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from largeforge_ray.teach.pipeline import Work
@@ -48,9 +48,13 @@ class JudgedRecipe(AnswerRecipe):
             "score": read_grade(judged.text),
         }
 
+    def row(self, work: Work, made: Sequence[Generation]) -> dict[str, Any]:
+        row = super().row(work, made)
+        if row["error"] is None and row["score"] is None:
+            row["filtered"] = asdict(Verdict(False, "judge", "no grade from 1 to 10"))
+        return row
+
     def judge(self, item: dict[str, Any], row: dict[str, Any], made: Sequence[Generation]) -> Verdict:
-        if row["score"] is None:
-            return Verdict(False, "judge", "no grade from 1 to 10")
         # Right or wrong is the judge's to say; only what is no answer is left out.
         return super().judge(item | {"check": None}, row, made)
 

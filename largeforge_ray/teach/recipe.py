@@ -51,7 +51,7 @@ class AnswerRecipe(Recipe):
             return row
         row |= self.read(made)
         row["verdict"] = asdict(self.judge(work.item, row, made))
-        if self.accept is not None:
+        if self.accept is not None and stays(row, self.keep):
             prompt = next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")
             row["text"], refused = self.accept(prompt, row["text"])
             row["filtered"] = refused and asdict(refused)

@@ -66,7 +66,7 @@ class Attempt:
             time.sleep(0.02)
         raise AssertionError(f"no process '{title}' in this run")
 
-    def finish(self, limit_s: float = 240) -> int:
+    def finish(self, limit_s: float = 600) -> int:
         return self.process.wait(limit_s)
 
 

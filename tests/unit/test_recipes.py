@@ -105,7 +105,7 @@ def test_the_judge_grades_each_answer_in_a_request_of_its_own() -> None:
     assert (good["score"], good["text"], good["turns"]) == (7.0, "five it is", ["Fine. Grade: 7"])
     assert good["verdict"]["kept"], "what is right is the judge's to say"
     assert (good["completion_tokens"], good["usd"]) == (8, 0.5)
-    assert odd["verdict"]["reason"] == "no grade from 1 to 10"
+    assert odd["filtered"]["reason"] == "no grade from 1 to 10"
 
 
 @pytest.mark.parametrize(
