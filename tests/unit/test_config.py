@@ -192,7 +192,7 @@ def test_a_wrong_value_is_refused_with_its_field_and_rule(old: str, new: str, sa
         ("name: demo\n", "", "store:", "name is missing; add it"),
         ("    kind: train\n", "", "name: tuned", "stages.2: the stage has no kind; add one of [dataset,"),
         ("kind: train", "kind: trian", "name: tuned", "kind 'trian' is not a stage kind; did you mean"),
-        ("kind: train", "kind: deploy", "name: tuned", "Supported: [dataset, model, teach, train, sweep, merge,"),
+        ("kind: train", "kind: deploy", "name: tuned", "Supported: [dataset, model, teach, train,"),
         ("    lora:\n      rank: 4\n", "    lora: 4\n", "lora: 4", "stages.2.lora = 4: input should be a"),
         ("candidates: [base, tuned]", "candidates: [base, tuned, tuned]", "name: outcomes", "list each"),
         ("max_tokens: 40", "examples: [{role: user, content: x}]", "teacher:", "user and assistant turns"),
