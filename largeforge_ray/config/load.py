@@ -26,7 +26,7 @@ from largeforge_ray.config.stages import (
 )
 from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SEARCHES, STOPPERS, SweepStage
-from largeforge_ray.config.teaching import MAKES, Price, Teacher, TeachStage
+from largeforge_ray.config.teaching import MAKES, Endpoint, Price, Teacher, TeachStage
 from largeforge_ray.config.tracking import Mlflow, Tracking, Wandb
 from largeforge_ray.config.training import Lora, TrainStage
 from largeforge_ray.errors import ConfigError
@@ -54,6 +54,7 @@ NAMED: dict[str, dict[str, type[Strict]]] = {
 NESTED: dict[str, type[Strict]] = {
     "split": Split,
     "teacher": Teacher,
+    "endpoint": Endpoint,
     "price": Price,
     "lora": Lora,
     "gate": Gate,
@@ -156,8 +157,9 @@ def _explain(error: ErrorDetails, data: dict[str, Any]) -> str:
         return f"{dotted} is missing; add it"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         what, tag, known = "stage", "kind", [*STAGES]
-        if loc[-1] in NAMED:
-            what, tag, known = str(loc[-1]), "name", [*NAMED[str(loc[-1])]]
+        field = next((str(p) for p in reversed(loc) if isinstance(p, str)), "")
+        if field in NAMED:
+            what, tag, known = field.removesuffix("s"), "name", [*NAMED[field]]
         if kind == "union_tag_not_found":
             return f"{dotted}: the {what} has no {tag}; add one of [{', '.join(known)}]"
         given = value.get(tag) if isinstance(value, dict) else value
@@ -175,12 +177,17 @@ def _explain(error: ErrorDetails, data: dict[str, Any]) -> str:
 
 
 def _without_tags(loc: Path_) -> list[str | int]:
-    """A union puts the tag of its chosen member into ``loc``: after a stage's number, after ``algorithm``."""
-    return [
-        part
-        for i, part in enumerate(loc)
-        if not (i == 2 and loc[0] == "stages") and not (i == 4 and loc[3] in NAMED)
-    ]
+    """A union puts the tag of its chosen member into ``loc``: after a stage's number, after ``algorithm``,
+    after the number of a filter, after a teacher's ``model``."""
+    kept: list[str | int] = []
+    for i, part in enumerate(loc):
+        named = next((p for p in reversed(kept) if isinstance(p, str)), None)
+        if i == 2 and loc[0] == "stages":
+            continue
+        if part in NAMED.get(str(named), ()) or (named == "model" and part in ("stage", "endpoint")):
+            continue
+        kept.append(part)
+    return kept
 
 
 def _schema_at(loc: Path_) -> type[Strict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from largeforge_ray.config.algorithms import Form
 from largeforge_ray.config.base import Ref, StageBase, Strict
@@ -46,13 +46,19 @@ class Endpoint(Strict):
         return self
 
 
+def _who(value: Any) -> str:
+    return "stage" if isinstance(value, str) else "endpoint"
+
+
 class Teacher(Strict):
     """Who answers, and what it is shown: ``instructions`` and ``examples`` reach the teacher only.
 
     ``model`` is ``base``, a stage that makes an adapter or a model, or an endpoint.
     """
 
-    model: Ref | Endpoint = "base"
+    model: Annotated[
+        Annotated[Ref, Tag("stage")] | Annotated[Endpoint, Tag("endpoint")], Discriminator(_who)
+    ] = "base"
     instructions: str | None = None
     examples: list[Message] = Field([])
     temperature: float = Field(0.7, ge=0.0, le=2.0)
@@ -104,8 +110,8 @@ class Preferences(Strict):
     def _reward_has_its_model(self) -> Preferences:
         if (self.by == "reward") != (self.reward_model is not None):
             raise ValueError(
-                f"by '{self.by}' and reward_model '{self.reward_model}' do not fit; by 'reward' needs a "
-                "reward_model, and the others have none"
+                f"by '{self.by}' and reward_model '{self.reward_model or 'none'}' do not fit; by 'reward' "
+                "needs a reward_model, and the others have none"
             )
         return self
 

@@ -41,7 +41,9 @@ def load_constitution(path: Path | None) -> Constitution:
     try:
         return Constitution.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"constitution '{path}' cannot be read: {error}") from None
+        raise ConfigError(
+            f"constitution '{path}' cannot be read: {error}; check the path, relative to the manifest"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
