@@ -18,6 +18,12 @@ PARTS = {"prompts": "train", "data": "train", "items": "test"}
 """The part of a dataset that a reference means when it names none: nothing trains on what it is tested on."""
 
 
+def default_part(field: str) -> str | None:
+    """The part that a reference field of this path means by itself; None of what is no dataset."""
+    # What must not be trained on is what is tested on.
+    return "test" if field.startswith("filters.") else PARTS.get(field)
+
+
 class Strict(BaseModel):
     """A frozen schema that refuses unknown keys and silent conversions ("3" is not 3)."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.algorithms import Grpo
-from largeforge_ray.config.base import PARTS, StageBase
+from largeforge_ray.config.base import PARTS, StageBase, default_part
 from largeforge_ray.config.manifest import Manifest, ModelConfig
 from largeforge_ray.config.stages import DatasetStage, EvaluateStage, ModelStage, PromoteStage
 from largeforge_ray.config.sweeping import SweepStage
@@ -159,7 +159,7 @@ def _plan_stage(
     if stage.uses_model:
         names += ["base"] if stage.reads_base else []
         config["max_model_len"] = manifest.model.max_model_len
-    config["inputs"] = {f: _input(stage, f, planned[ref.split(".")[0]].key) for f, ref in references.items()}
+    config["inputs"] = {f: _input(f, ref, planned[ref.split(".")[0]].key) for f, ref in references.items()}
     if isinstance(stage, EvaluateStage):
         for other in manifest.stages:
             if other.name in stage.candidates and isinstance(other, Training):
@@ -229,8 +229,9 @@ def _candidates(stage: EvaluateStage, planned: dict[str, PlannedStage]) -> dict[
     return {name: key for key, name in names.items()}
 
 
-def _input(stage: StageBase, field_name: str, key: str) -> str:
-    return f"{key[:16]}.{part_of(stage, field_name)}" if field_name in PARTS else key[:16]
+def _input(field_name: str, ref: str, key: str) -> str:
+    part = ref.partition(".")[2] or default_part(field_name)
+    return f"{key[:16]}.{part}" if part else key[:16]
 
 
 def _resources(kind: str, weights_gib: float, processes: int = 1) -> dict[str, float]:
