@@ -96,9 +96,8 @@ def test_a_constitution_counts_by_what_it_says(folder: Path) -> None:
     text = "principles:\n- {name: a, critique: look, revision: mend}\n"
     for name, said in (("one", text), ("two", text), ("three", text.replace("mend", "rewrite"))):
         (folder / f"{name}.yaml").write_text(said)
-    keys = [
-        plan_key(folder, f"make: {{name: revisions, constitution: {n}.yaml}}") for n in NAMES
-    ]
+    make = "make: {{name: revisions, constitution: {}.yaml}}"
+    keys = [plan_key(folder, make.format(name)) for name in ("one", "two", "three")]
     assert keys[0] == keys[1] != keys[2]
     with pytest.raises(ConfigError, match=r"none\.yaml' cannot be read"):
         plan_key(folder, "make: {name: revisions, constitution: none.yaml}")
