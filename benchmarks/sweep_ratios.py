@@ -8,7 +8,7 @@ P6  Eight trials of five steps, 1,700 tokens each: as small as sweeps get, so st
     many at once as there are CPUs and each on one of them; it takes the steps through the same code
     (``Pack`` of one trial) and publishes nothing. Each is a process of its own with a Ray of its own, on
     a fresh store with the base and the tokens.
-P7  Nine learning rates, trials of 16 steps of four rows, measured after every step: the full grid, and ASHA
+P7  Nine learning rates, trials of 16 steps of two rows, measured after every step: the full grid, and ASHA
     (Li et al. 2018), which keeps a quarter after 1 and 4 steps. A seed also shuffles the grid, because what
     ASHA compares with depends on the order.
 """
@@ -36,9 +36,9 @@ COMMAND = "python -m benchmarks.sweep_ratios"
 SMALL = {"batch_size": 4, "epochs": 0.25, "held_out_rows": 8, "measures": 1}
 SPACE = {"rank": [4, 8], "alpha_ratio": [1, 2], "learning_rate": [0.0002, 0.001]}
 LONGER = {
-    "batch_size": 4,
-    "epochs": 0.84,
-    "held_out_rows": 8,
+    "batch_size": 2,
+    "epochs": 0.42,
+    "held_out_rows": 4,
     "measures": 16,
     "parallel": 9,
     "per_process": 5,
