@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks._pairs import refuse_busy, write_down
+from benchmarks._pairs import write_down
 
 COMMAND = "python -m benchmarks.objectives --data DIR"
 PAIRS = {"data": "pairs", "max_tokens": 512, "batch_size": 4, "epochs": 2}
@@ -103,7 +103,6 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder with the three demo sets")
     parser.add_argument("--store", default="./forge", help="what is there already is not trained again")
     options = parser.parse_args()
-    refuse_busy()
     from train_jobs.commands import run_manifest
 
     with tempfile.TemporaryDirectory() as folder:
