@@ -36,6 +36,7 @@ COMMAND = "python -m benchmarks.sweep_ratios"
 SMALL = {"batch_size": 4, "epochs": 0.25, "held_out_rows": 8, "measures": 1}
 SPACE = {"rank": [4, 8], "alpha_ratio": [1, 2], "learning_rate": [0.0002, 0.001]}
 LONGER = {
+    "lora": {"rank": 2, "alpha": 4, "targets": "attention"},
     "batch_size": 2,
     "epochs": 0.42,
     "held_out_rows": 4,

@@ -166,6 +166,23 @@ class Grpo(AlgorithmBase):
         return self.max_new_tokens
 
 
+class OnPolicy(AlgorithmBase):
+    """On-policy distillation, Gu et al. 2023 (arXiv:2306.08543), Agarwal et al. 2023 (arXiv:2306.13649): the
+    student answers, and the teacher says how likely it finds each of its tokens."""
+
+    form: ClassVar[Form] = "prompt"
+    name: Literal["on_policy"] = "on_policy"
+    teacher: Ref = Field(
+        description="base, or a stage that makes an adapter or a model of the same vocabulary."
+    )
+    group: int = Field(4, ge=1, le=64, description="Answers to a prompt.")
+    max_new_tokens: int = Field(128, ge=1, description="Where an answer is cut off.")
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.max_new_tokens
+
+
 ALGORITHMS: dict[str, type[AlgorithmBase]] = {
     "sft": Sft,
     "distill": Distill,
@@ -176,6 +193,7 @@ ALGORITHMS: dict[str, type[AlgorithmBase]] = {
     "simpo": Simpo,
     "reward": Reward,
     "grpo": Grpo,
+    "on_policy": OnPolicy,
 }
 
 
@@ -184,7 +202,7 @@ def _by_name(value: Any) -> Any:
 
 
 Algorithm = Annotated[
-    Sft | Distill | Rationale | Dpo | Orpo | Kto | Simpo | Reward | Grpo,
+    Sft | Distill | Rationale | Dpo | Orpo | Kto | Simpo | Reward | Grpo | OnPolicy,
     Field(discriminator="name"),
     BeforeValidator(_by_name),
 ]

@@ -122,7 +122,7 @@ def _check_kind(
         raise ReferenceProblem(path, refusal)
     if field.endswith(".reward_model") and getattr(source, "algorithm", Sft()).name != "reward":
         raise ReferenceProblem(path, f"'{ref}' is no reward model; name a train stage with algorithm: reward")
-    if field == "model" and getattr(source, "algorithm", Sft()).name == "reward":
+    if field in ("model", "algorithm.teacher") and getattr(source, "algorithm", Sft()).name == "reward":
         raise ReferenceProblem(
             path,
             f"'{ref}' is a reward model, which gives scores and no tokens; name a stage of another algorithm",
@@ -138,7 +138,9 @@ def _check_kind(
     )
     if field.startswith("filters."):
         wanted = ("dataset",)
-    if field == "teacher.model" or (isinstance(stage, EvaluateStage) and field != "items"):
+    if field in ("teacher.model", "algorithm.teacher") or (
+        isinstance(stage, EvaluateStage) and field != "items"
+    ):
         wanted = ("adapter", "model")
     if field == "model":
         wanted = ("model",)

@@ -129,10 +129,10 @@ class SweepStage(Training):
                 "trials of a sweep are adapters that share one base in a process; "
                 "give lora, and leave workers and strategy to train stages"
             )
-        if self.algorithm.name == "grpo":
+        if self.algorithm.answer_tokens:
             raise ValueError(
-                "trials of a sweep learn from one set of rows, and algorithm 'grpo' draws its own; "
-                "give each setting a train stage"
+                f"trials of a sweep learn from one set of rows, and algorithm '{self.algorithm.name}' draws "
+                "its own; give each setting a train stage"
             )
         for path, values in self.space.items():
             if SHORT.get(path, path) in SHARED:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from largeforge_ray.config.algorithms import Algorithm, Sft
+from largeforge_ray.config.algorithms import Algorithm, Grpo, OnPolicy, Sft
 from largeforge_ray.config.base import Ref, StageBase, Strict
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -189,21 +189,22 @@ class Training(StageBase):
 
     @model_validator(mode="after")
     def _answers_can_be_drawn(self) -> Training:
-        if self.algorithm.name != "grpo":
+        drawn = self.algorithm
+        if not isinstance(drawn, Grpo | OnPolicy):
             return self
         if self.lora is None or self.lora.dora:
             raise ValueError(
-                "algorithm 'grpo' hands its adapter to the engine in every step, and the engine loads no "
-                "DoRA adapter and no whole model; give lora settings with dora: false"
+                f"algorithm '{drawn.name}' hands its adapter to the engine in every step, and it loads "
+                "no DoRA adapter and no whole model; give lora settings with dora: false"
             )
         if self.strategy in DIVIDES_WEIGHTS:
             raise ValueError(
-                f"strategy '{self.strategy}' divides weights, and algorithm 'grpo' needs them whole to draw "
-                "answers; set strategy: ddp, zero1 or zero2"
+                f"strategy '{self.strategy}' divides weights, and algorithm '{drawn.name}' needs them whole "
+                "to draw answers; set strategy: ddp, zero1 or zero2"
             )
-        if self.algorithm.max_new_tokens >= self.max_tokens:
+        if drawn.max_new_tokens >= self.max_tokens:
             raise ValueError(
-                f"max_new_tokens {self.algorithm.max_new_tokens} leaves no room for a prompt in max_tokens "
+                f"max_new_tokens {drawn.max_new_tokens} leaves no room for a prompt in max_tokens "
                 f"{self.max_tokens}; raise max_tokens or lower max_new_tokens"
             )
         return self
@@ -215,12 +216,12 @@ class Training(StageBase):
         return self
 
     def references(self) -> dict[str, str]:
-        judge = getattr(self.algorithm, "reward_model", None)
-        named = {"data": self.data} | ({"algorithm.reward_model": judge} if judge else {})
-        return named | ({"model": self.model} if self.model != "base" else {})
+        others = {f: getattr(self.algorithm, f, None) for f in ("reward_model", "teacher")}
+        named = {f"algorithm.{f}": ref for f, ref in others.items() if ref not in (None, "base")}
+        return {"data": self.data} | named | ({"model": self.model} if self.model != "base" else {})
 
     def settings(self) -> dict[str, Any]:
-        algorithm = self.algorithm.model_dump(mode="json", exclude={"reward_model"})
+        algorithm = self.algorithm.model_dump(mode="json", exclude={"reward_model", "teacher"})
         kept = super().settings() | {"algorithm": algorithm}
         return {k: v for k, v in kept.items() if k not in (*self.WHERE, "model")}
 

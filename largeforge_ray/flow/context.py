@@ -109,15 +109,9 @@ class RunContext:
 
     def close_engines(self) -> None:
         """Stop the engines and wait until their processes are gone."""
-        import ray
-        from ray.exceptions import RayActorError
-
         engines, self._engines = self._engines, []
         for engine in engines:
-            # It may be dead already, or not stop by itself; the kill below settles both.
-            with suppress(RayActorError, TimeoutError):
-                ray.get(engine.stop.remote(), timeout=15)
-            ray.kill(engine)
+            stop_engine(engine)
 
     def make_room(self, processes: int) -> None:
         """Stop the engines if ``processes`` would wait for ever for the CPUs or GPUs that those hold."""
@@ -130,6 +124,17 @@ class RunContext:
     def work_folder(self, stage: PlannedStage) -> Path:
         """A folder on this machine that outlives a killed run, for a stage that resumes from files."""
         return scratch_root(self.store) / "work" / stage.key[:16]
+
+
+def stop_engine(engine: Any) -> None:
+    """Stop an engine's actor and wait until its processes are gone."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    # It may be dead already, or not stop by itself; the kill below settles both.
+    with suppress(RayActorError, TimeoutError):
+        ray.get(engine.stop.remote(), timeout=15)
+    ray.kill(engine)
 
 
 def scratch_root(store: Store) -> Path:

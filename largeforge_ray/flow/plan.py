@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.config.algorithms import Grpo
+from largeforge_ray.config.algorithms import OnPolicy
 from largeforge_ray.config.base import PARTS, StageBase, default_part
 from largeforge_ray.config.manifest import Manifest, ModelConfig
 from largeforge_ray.config.stages import DatasetStage, EvaluateStage, ModelStage, PromoteStage
@@ -95,8 +95,7 @@ def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
         if isinstance(stage, ModelStage):
             planned[stage.name] = _plan_model(stage.name, sources[stage.name], store, weights[stage.name])
             continue
-        weights_gib = weights[stage.model if isinstance(stage, Training) else "base"]
-        planned[stage.name] = _plan_stage(stage, manifest, planned, store, folder, weights_gib)
+        planned[stage.name] = _plan_stage(stage, manifest, planned, store, folder, weights)
         _check_taught_here(stage, manifest, sources)
     return Plan(manifest.name, tuple(planned.values()), sources, folder)
 
@@ -131,9 +130,10 @@ def _plan_stage(
     planned: dict[str, PlannedStage],
     store: Store,
     folder: Path,
-    weights_gib: float,
+    weights: dict[str, float],
 ) -> PlannedStage:
     config = stage.settings()
+    weights_gib = weights[stage.model if isinstance(stage, Training) else "base"]
     if isinstance(stage, DatasetStage):
         # The path is not part of the key: a moved file with the same rows is the same dataset.
         config.pop("source")
@@ -172,7 +172,7 @@ def _plan_stage(
     key = artifact_key(stage.artifact_kind, config, parents)
     cached = store.find(stage.artifact_kind, key) is not None
     needs = (
-        _training_resources(stage, weights_gib)
+        _training_resources(stage, weights_gib, _engines_gib(stage, planned, weights))
         if isinstance(stage, Training)
         else _resources(kind, weights_gib, getattr(stage, "engines", 1))
     )
@@ -242,19 +242,29 @@ def _resources(kind: str, weights_gib: float, processes: int = 1) -> dict[str, f
     return {"cpus": 1.0 * processes, "gpus": 0, "memory_gib": round(memory, 1)}
 
 
-def _training_resources(stage: Training, weights_gib: float) -> dict[str, float]:
-    """All workers on one machine, and the engine beside them that draws answers; or the one that probes the
-    adapter after them, if that needs more."""
+def _engines_gib(stage: Training, planned: dict[str, PlannedStage], weights: dict[str, float]) -> list[float]:
+    """What the engines beside a training weigh: one that draws its answers, and that of a teacher which is no
+    adapter on it."""
+    if not stage.algorithm.answer_tokens:
+        return []
+    teacher = stage.algorithm.teacher if isinstance(stage.algorithm, OnPolicy) else "base"
+    alone = teacher != "base" and planned[teacher].artifact_kind == "model"
+    return [weights["base"], *([weights[teacher]] if alone else [])]
+
+
+def _training_resources(stage: Training, weights_gib: float, engines_gib: list[float]) -> dict[str, float]:
+    """All workers on one machine, and the engines beside them; or the one that probes the adapter after them,
+    if that needs more."""
     least, _ = stage.bounds
     processes = stage.processes if isinstance(stage, SweepStage) else least
     held = WHOLE_COPIES if stage.lora is None else TRAINED_COPIES
     divided = processes if stage.strategy in DIVIDES_WEIGHTS else 1
     training = processes * (TRAINER_GIB + held * weights_gib / divided)
-    engine = ENGINE_GIB + weights_gib
-    draws = isinstance(stage.algorithm, Grpo)
-    probing = engine if stage.probe and stage.lora else 0.0
-    memory = CLUSTER_GIB + max(training + draws * engine, probing)
-    return {"cpus": 1.0 * (processes + draws), "gpus": 0, "memory_gib": round(memory, 1)}
+    beside = sum(ENGINE_GIB + gib for gib in engines_gib)
+    probing = ENGINE_GIB + weights_gib if stage.probe and stage.lora else 0.0
+    memory = CLUSTER_GIB + max(training + beside, probing)
+    cpus = 1.0 * (processes + len(engines_gib))
+    return {"cpus": cpus, "gpus": 0, "memory_gib": round(memory, 1)}
 
 
 def check_resources(plan: Plan, hardware: Hardware) -> None:

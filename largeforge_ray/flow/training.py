@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.config.algorithms import Grpo
+from largeforge_ray.config.algorithms import Grpo, OnPolicy
 from largeforge_ray.config.training import Lora, Training, TrainStage
-from largeforge_ray.flow.context import RunContext
+from largeforge_ray.flow.context import RunContext, stop_engine
 from largeforge_ray.flow.plan import PlannedStage, part_of
 from largeforge_ray.flow.probing import is_probed, probe_adapter
 from largeforge_ray.flow.tracking import tracked
@@ -38,6 +38,7 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
     counts = tokens.metrics["train"]
     key = reference_key(context, declared, tokens)
     reference = context.store.find("reference", key)
+    teacher, teacher_adapter = start_teacher(context, declared)
     job = TrainJob(
         stage=declared,
         model_dir=str(context.folder(declared.model)),
@@ -46,6 +47,8 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
         board=context.tools.start_board(),
         engine=rollout_engine(context, declared),
         reward_dir=reward_dir(context, declared),
+        teacher=teacher,
+        teacher_adapter=teacher_adapter,
     )
     if lora and preset:
         words = f"LoRA preset {preset}: rank {lora.rank}, alpha {lora.alpha:g}, {' and '.join(lora.targets)}"
@@ -57,6 +60,8 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
         if reference is None and any(kept.iterdir()):
             parents = [tokens.key, context.plan[declared.model].key]
             context.store.publish("reference", key, f"{stage.name}-reference", parents, {}, kept)
+    if teacher is not None and teacher is not job.engine:
+        stop_engine(teacher)
     context.phases["training"] = round(time.monotonic() - notes.began, 2)
     probe = {"probe": probe_adapter(context, stage.name, folder)} if is_probed(declared) else {}
     shutil.rmtree(storage)
@@ -106,13 +111,32 @@ def make_tokens(context: RunContext, declared: Training) -> Any:
 
 def rollout_engine(context: RunContext, declared: Training) -> Any:
     """The run's engine for what learns from its own answers; None where vLLM is not installed."""
-    if not isinstance(declared.algorithm, Grpo):
+    if not declared.algorithm.answer_tokens:
         return None
     if find_spec("vllm") is None:
         said = "vLLM is not installed: answers are drawn in the trainer, without a cache and so slowly"
         context.emit(declared.name, "progress", {}, said)
         return None
     return context.engine()
+
+
+def start_teacher(context: RunContext, declared: Training) -> tuple[Any, str | None]:
+    """The engine that scores the student's answers, and the teacher's folder if it is an adapter. A whole
+    model has an engine of its own beside the student's."""
+    if not isinstance(declared.algorithm, OnPolicy):
+        return None, None
+    name = declared.algorithm.teacher
+    planned = context.plan[name]
+    if planned.artifact_kind == "adapter":
+        return context.engine(), str(context.folder(name))
+    if name == "base":
+        return context.engine(), None
+    with context.phase("teacher start"):
+        teacher = context.tools.start_engine(
+            str(context.folder(name)), max_model_len=context.manifest.model.max_model_len
+        )
+        # It asks for the student's engine next, which takes as long to start.
+        return teacher, None
 
 
 def reward_dir(context: RunContext, declared: Training) -> str | None:

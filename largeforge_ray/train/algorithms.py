@@ -9,6 +9,7 @@ from largeforge_ray.train.dpo import DpoObjective
 from largeforge_ray.train.grpo import GrpoObjective
 from largeforge_ray.train.kto import KtoObjective
 from largeforge_ray.train.objective import Objective
+from largeforge_ray.train.on_policy import OnPolicyObjective
 from largeforge_ray.train.orpo import OrpoObjective
 from largeforge_ray.train.rationale import RationaleObjective
 from largeforge_ray.train.reward import RewardObjective
@@ -25,6 +26,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simpo": SimpoObjective,
     "reward": RewardObjective,
     "grpo": GrpoObjective,
+    "on_policy": OnPolicyObjective,
 }
 
 

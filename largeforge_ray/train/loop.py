@@ -26,7 +26,7 @@ class TrainJob:
     ``tokens_dir`` holds ``train.arrow`` and perhaps ``test.arrow``; ``reference_dir`` the reference
     log-probabilities of an earlier run, or None. What learns from its own answers asks ``engine`` for them,
     an actor handle, or without one draws them itself; the reward model in ``reward_dir`` judges them, or
-    without one the rows' checks.
+    without one the rows' checks; or ``teacher``, an engine's actor handle, scores them, with its adapter.
     """
 
     stage: TrainStage
@@ -36,6 +36,8 @@ class TrainJob:
     board: Any = None
     engine: Any = None
     reward_dir: str | None = None
+    teacher: Any = None
+    teacher_adapter: str | None = None
 
 
 def worker_loop(config: dict[str, Any]) -> None:
@@ -43,7 +45,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     import torch
     from ray import train
 
-    from largeforge_ray.train.rollout_course import course_for  # it builds on the course below
+    from largeforge_ray.train.courses import course_for  # it builds on the course below
 
     job: TrainJob = config["job"]
     world = train.get_context()

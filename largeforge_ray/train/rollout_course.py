@@ -5,7 +5,7 @@ R prompts of a step, G answers each; an answer is a row of the step's own token 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from largeforge_ray.train.batch import Encoded
 from largeforge_ray.train.bench import Bench
 from largeforge_ray.train.checkpoint import Progress
 from largeforge_ray.train.grpo import Drawn, advantages
-from largeforge_ray.train.judge import Judge, RewardModel, by_check
-from largeforge_ray.train.loop import Course, TrainJob
-from largeforge_ray.train.rollout import Answer, EngineSampler, LocalSampler, Prompt, Sampler
+from largeforge_ray.train.judge import Judge
+from largeforge_ray.train.loop import Course
+from largeforge_ray.train.rollout import Answer, Prompt, Sampler
 from largeforge_ray.train.tokens import TokenTable, in_memory
 
 
@@ -43,26 +43,71 @@ class RolloutTable(TokenTable):
         return Drawn(advantage_S, tokens(self.old), tokens(self.sampler), tokens(self.reference))
 
 
-class RolloutCourse(Course):
-    """As its base, but a row is a prompt and a step learns from ``group`` answers to each of its prompts.
+class DrawingCourse(Course):
+    """As its base, but a row is a prompt and a step learns from ``group`` answers to each of its prompts."""
+
+    def __init__(self, bench: Bench, lane: Any, tokens: Path, sampler: Sampler) -> None:
+        super().__init__(bench, lane, tokens)
+        self._sampler = sampler
+
+    def drawn(self, table: TokenTable, rows: Sequence[int], step: int | None) -> list[list[Answer]]:
+        """Answers to each of the rows; without a step the likeliest one."""
+        self.bench.activate(self.lane)
+        return self._sampler.draw([Prompt(table.row(r)[0].ids, self._seeds(step, r)) for r in rows])
+
+    def _seeds(self, step: int | None, row: int) -> tuple[int, ...]:
+        import numpy as np
+
+        if step is None:
+            return ()
+        stage = self.lane.stage
+        drawn = np.random.SeedSequence([stage.seed, step, row]).generate_state(stage.algorithm.group)
+        return tuple(int(s) for s in drawn)
+
+    def from_first_worker(self, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns on the first worker, on every one."""
+        import torch.distributed as dist
+
+        made = [make() if self.bench.rank == 0 else None]
+        if self.bench.workers > 1:
+            dist.broadcast_object_list(made)
+        return made[0]
+
+
+def with_answers(table: TokenTable, rows: Sequence[int], groups: Sequence[Sequence[Answer]]) -> list[Encoded]:
+    """Each row's prompt with each of its answers, of which the answers are learned."""
+    made = []
+    for r, group in zip(rows, groups, strict=True):
+        ids = table.row(r)[0].ids
+        made += [Encoded(ids + a.ids, [False] * len(ids) + [True] * len(a.ids)) for a in group]
+    return made
+
+
+def mean_length(groups: Sequence[Sequence[Answer]]) -> float:
+    """Tokens of an answer."""
+    lengths = [len(answer.ids) for group in groups for answer in group]
+    return sum(lengths) / len(lengths)
+
+
+class RolloutCourse(DrawingCourse):
+    """Learns from rewards.
 
     The loss it reports is the mean reward with its sign changed: what is minimised is 0 at every first
     update, whatever the answers, and says nothing.
     """
 
     def __init__(self, bench: Bench, lane: Any, tokens: Path, sampler: Sampler, judge: Judge) -> None:
-        super().__init__(bench, lane, tokens)
-        self._sampler, self._judge = sampler, judge
+        super().__init__(bench, lane, tokens, sampler)
+        self._judge = judge
 
     def take_step(self, progress: Progress) -> dict[str, float]:
         """Draw, judge, update. Figures: reward, its spread, the share of groups that teach nothing."""
-        import torch
 
         o, step = self.lane.stage.algorithm, progress.step
         rows = self.order.step_rows(step)
         self.seed(step)
-        answers, rewards_RG = self._draw(self.rows, rows, step)
-        table = self._table(rows, answers, advantages(rewards_RG).flatten().tolist())
+        groups, rewards_RG = self._draw(self.rows, rows, step)
+        table = self._table(rows, groups, advantages(rewards_RG).flatten().tolist())
         rate = self.rate(step)
         for _ in range(o.updates):
             figures = self.bench.accumulate(self.lane, table, range(len(table)), None)
@@ -79,7 +124,7 @@ class RolloutCourse(Course):
             "reward": reward,
             "reward_std": float(rewards_RG.std(1).mean()),
             "no_signal": float((rewards_RG == rewards_RG[:, :1]).all(1).float().mean()),
-            "answer_tokens": float(torch.tensor([len(a.ids) for a in answers]).float().mean()),
+            "answer_tokens": mean_length(groups),
             "learning_rate": rate,
             "grad_norm": norm,
             "tokens": int(table.lengths.sum()),
@@ -89,63 +134,32 @@ class RolloutCourse(Course):
         self, progress: Progress, table: TokenTable, rows: Sequence[int]
     ) -> dict[str, float]:
         """The mean reward of the most likely answers."""
-        answers, rewards_R1 = self._draw(table, rows, None)
+        groups, rewards_R1 = self._draw(table, rows, None)
         reward = float(rewards_R1.mean())
         return {
             "loss": -reward,
             "reward": reward,
-            "answer_tokens": sum(len(a.ids) for a in answers) / len(answers),
+            "answer_tokens": mean_length(groups),
         }
 
-    def _draw(self, table: TokenTable, rows: Sequence[int], step: int | None) -> tuple[list[Answer], Any]:
-        """Answers in the order of the rows and their rewards ``(R, G)``; without a step the likeliest."""
+    def _draw(
+        self, table: TokenTable, rows: Sequence[int], step: int | None
+    ) -> tuple[list[list[Answer]], Any]:
+        """Answers to each row and their rewards ``(R, G)``."""
         import torch
-        import torch.distributed as dist
 
-        self.bench.activate(self.lane)
-        groups = self._sampler.draw([Prompt(table.row(r)[0].ids, self._seeds(step, r)) for r in rows])
-        judged: list[Any] = [None]
-        if self.bench.rank == 0:
-            by_row = zip(rows, groups, strict=True)
-            tasks = [(table.task(r), answer) for r, group in by_row for answer in group]
-            judged = [self._judge(tasks)]
-        if self.bench.workers > 1:
-            dist.broadcast_object_list(judged)
-        return [a for group in groups for a in group], torch.tensor(judged[0]).view(len(rows), -1)
+        groups = self.drawn(table, rows, step)
+        by_row = zip(rows, groups, strict=True)
+        tasks = [(table.task(r), answer) for r, group in by_row for answer in group]
+        judged = self.from_first_worker(lambda: self._judge(tasks))
+        return groups, torch.tensor(judged).view(len(rows), -1)
 
-    def _seeds(self, step: int | None, row: int) -> tuple[int, ...]:
-        import numpy as np
-
-        if step is None:
-            return ()
-        stage = self.lane.stage
-        drawn = np.random.SeedSequence([stage.seed, step, row]).generate_state(stage.algorithm.group)
-        return tuple(int(s) for s in drawn)
-
-    def _table(self, rows: Sequence[int], answers: list[Answer], advantage: list[float]) -> RolloutTable:
+    def _table(self, rows: Sequence[int], groups: list[list[Answer]], advantage: list[float]) -> RolloutTable:
         o = self.lane.stage.algorithm
-        prompts = [self.rows.row(r)[0].ids for r in rows for _ in range(o.group)]
-        sequences = [
-            Encoded(ids + a.ids, [False] * len(ids) + [True] * len(a.ids))
-            for ids, a in zip(prompts, answers, strict=True)
-        ]
-        table = RolloutTable(sequences, answers, advantage)
+        answers = [a for group in groups for a in group]
+        table = RolloutTable(with_answers(self.rows, rows, groups), answers, advantage)
         if o.updates > 1:
             table.old = self.bench.token_logps(self.lane, table)
         if o.beta:
             table.reference = self.bench.token_logps(self.lane, table, adapter=False)
         return table
-
-
-def course_for(job: TrainJob, bench: Bench, lane: Any) -> Course:
-    """The course of a job: through given rows, or through answers of its own."""
-    tokens = Path(job.tokens_dir)
-    if lane.stage.algorithm.form != "prompt":
-        return Course(bench, lane, tokens)
-    sampler: Sampler = LocalSampler(bench, lane)
-    if job.engine is not None:
-        sampler = EngineSampler(bench, lane, job.engine)
-    judge: Judge = by_check
-    if job.reward_dir and bench.rank == 0:
-        judge = RewardModel(job.model_dir, job.reward_dir, job.stage.precision, bench.device)
-    return RolloutCourse(bench, lane, tokens, sampler, judge)

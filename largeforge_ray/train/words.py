@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from largeforge_ray.config.algorithms import Grpo
+from largeforge_ray.config.algorithms import Grpo, OnPolicy
 from largeforge_ray.config.training import DIVIDES_WEIGHTS, TrainStage
 from largeforge_ray.errors import DataError
 
@@ -57,7 +57,7 @@ def describe(stage: TrainStage, counts: dict[str, Any], start: dict[str, Any]) -
     """
     per_epoch = math.ceil(counts["rows"] / stage.batch_size)
     each = f"{counts['learned']} of them learned; {stage.batch_size} rows a step"
-    if isinstance(stage.algorithm, Grpo):
+    if isinstance(stage.algorithm, Grpo | OnPolicy):
         o = stage.algorithm
         each = f"{stage.batch_size} rows a step, {o.group} answers each of {o.max_new_tokens} tokens or less"
     lines = [
