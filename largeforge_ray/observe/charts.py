@@ -207,6 +207,10 @@ def _funnel_rows(funnel: Funnel) -> list[tuple[str, int, str]]:
     rows += [("samples", funnel.samples, "neutral"), ("kept", funnel.kept, "good")]
     if funnel.duplicates:
         rows.append(("kept, without duplicates", funnel.kept - funnel.duplicates, "good"))
+    if funnel.near_duplicates:
+        rows.append(("near duplicates", funnel.near_duplicates, "warn"))
+    if funnel.made is not None:
+        rows.append(("rows made", funnel.made, "good"))
     rows += [("dropped", funnel.dropped, "warn"), ("failed", funnel.failed, "bad")]
     return rows
 

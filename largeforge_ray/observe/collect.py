@@ -151,6 +151,9 @@ class _Gathered:
             failed=_count(metrics, "failed"),
             reasons=tuple((str(k), int(v)) for k, v in sorted(reasons.items(), key=lambda r: (-r[1], r[0]))),
             duplicates=_count(metrics, "duplicates"),
+            near_duplicates=_count(metrics, "near_duplicates"),
+            made=_count(metrics, "rows") if "rows" in metrics else None,
+            usd=_number(metrics, "usd"),
             tokens=int(metrics["tokens"]) if _number(metrics, "tokens") is not None else None,
             partial=partial,
         )

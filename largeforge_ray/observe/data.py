@@ -152,7 +152,8 @@ class Promotion:
 class Funnel:
     """What a teacher's samples came to. ``partial`` if the stage has not finished.
 
-    ``duplicates`` counts kept samples that say what another one says; the dataset has each once.
+    ``duplicates`` counts kept samples that say what another one says, ``near_duplicates`` what is nearly an
+    earlier row, ``made`` the rows of the dataset: chats, pairs or prompts.
     """
 
     stage: str
@@ -162,7 +163,10 @@ class Funnel:
     failed: int
     reasons: tuple[tuple[str, int], ...] = ()
     duplicates: int = 0
+    near_duplicates: int = 0
+    made: int | None = None
     tokens: int | None = None
+    usd: float | None = None
     partial: bool = False
 
     @property

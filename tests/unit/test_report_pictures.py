@@ -105,6 +105,7 @@ def test_every_chart_stays_inside_its_picture(width: float) -> None:
         charts.whisker_chart(rows, width, "accuracy of one", 0.0, 1.0),
         charts.funnel_chart(Funnel("rows", 100, 60, 30, 10), width),
         charts.funnel_chart(Funnel("rows", 0, 0, 0, 0), width),
+        charts.funnel_chart(Funnel("rows", 9, 60, 30, 10, (), 4, 6, made=50, usd=0.25), width),
         charts.loss_chart(LossCurve("tuned", tuple((float(s), 2.0 / (s + 1)) for s in range(50))), width),
     ]
     for picture in pictures:
