@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
@@ -30,9 +29,10 @@ from largeforge_ray.store import RowJournal
 from largeforge_ray.teach import products
 from largeforge_ray.teach.expansion import ExpansionRecipe
 from largeforge_ray.teach.filters import ContaminationIndex, NearDuplicates, build_filters
+from largeforge_ray.teach.funnel import Funnel
 from largeforge_ray.teach.judging import JudgedRecipe
 from largeforge_ray.teach.rationale import RationaleRecipe
-from largeforge_ray.teach.recipe import AnswerRecipe, reason, stays
+from largeforge_ray.teach.recipe import AnswerRecipe
 from largeforge_ray.teach.revision import RevisionRecipe, load_constitution
 from largeforge_ray.teach.rows import TeacherRowWriter
 
@@ -49,10 +49,11 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
     share = Share(partial(_engines, context, stage, declared), recipe_for(context, declared))
     most = int(declared.max_failed * total)
     journal = farm(context, stage, items, [share], total, ("kept", "dropped"), most)
-    funnel = _Funnel(declared.stays)
-    rows = _told(journal.in_order(products.in_place, total), funnel, folder)
+    funnel = Funnel(declared.stays)
+    rows = journal.in_order(products.in_place, total)
     if isinstance(declared.make, Preferences) and declared.make.reward_model:
         rows = _scored(context, declared.make.reward_model, rows)
+    rows = _told(rows, funnel, folder)
     made = write_rows(folder, "train", _apart(context, declared, _product(declared, rows), funnel))
     if not made:
         common = funnel.common() or "none differs enough from the others"
@@ -153,7 +154,7 @@ def _texts(context: RunContext, ref: str) -> Iterator[str]:
             yield row["answer"]
 
 
-def _told(rows: Iterable[Row], funnel: _Funnel, folder: Path) -> Iterator[Row]:
+def _told(rows: Iterable[Row], funnel: Funnel, folder: Path) -> Iterator[Row]:
     """The rows as they come, each counted and written on its way."""
     writer = TeacherRowWriter(folder)
     for row in rows:
@@ -198,7 +199,7 @@ def _scored(context: RunContext, reward_model: str, rows: Iterable[Row]) -> Iter
     ray.kill(judge)
 
 
-def _apart(context: RunContext, declared: TeachStage, rows: Iterable[Row], funnel: _Funnel) -> Iterator[Row]:
+def _apart(context: RunContext, declared: TeachStage, rows: Iterable[Row], funnel: Funnel) -> Iterator[Row]:
     """Without near duplicates, where they are filtered; new prompts are never near given ones."""
     wanted = next((f for f in declared.filters if isinstance(f, Duplicate)), None)
     if wanted is None and isinstance(declared.make, Prompts):
@@ -217,44 +218,3 @@ def _apart(context: RunContext, declared: TeachStage, rows: Iterable[Row], funne
             funnel.near += 1
         else:
             yield row
-
-
-class _Funnel:
-    """How many rows there are, and why the others are not."""
-
-    def __init__(self, keep: str) -> None:
-        self._keep = keep
-        self.counts: Counter[str] = Counter()
-        self._reasons: Counter[str] = Counter()
-        self._usd = 0.0
-        self._prompt, self._said = "", set[str]()
-        self.near = 0
-
-    def add(self, row: Row) -> None:
-        kept = stays(row, self._keep)
-        if kept:
-            self._count_duplicate(row)
-        self.counts["kept" if kept else "failed" if row["error"] is not None else "dropped"] += 1
-        self.counts["tokens"] += row["completion_tokens"]
-        self._usd += row["usd"]
-        if why := reason(row, self._keep):
-            self._reasons[why] += 1
-
-    def _count_duplicate(self, row: Row) -> None:
-        # A prompt's rows come one after another, so only its own answers are held.
-        if row["item_hash"] != self._prompt:
-            self._prompt, self._said = row["item_hash"], set()
-        text = row["text"].strip()
-        self.counts["duplicates"] += text in self._said
-        self._said.add(text)
-
-    def common(self) -> str:
-        return ", ".join(f"{why} ({n})" for why, n in self._reasons.most_common(3))
-
-    def numbers(self) -> dict[str, Any]:
-        """``duplicates`` are rows that stay and say what another one says."""
-        names = ("kept", "dropped", "failed", "tokens")
-        numbers: dict[str, Any] = {name: self.counts[name] for name in names}
-        numbers |= {"duplicates": self.counts["duplicates"], "near_duplicates": self.near}
-        numbers["reasons"] = dict(self._reasons.most_common(20))
-        return numbers | ({"usd": round(self._usd, 6)} if self._usd else {})

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from largeforge_ray.config.teaching import Teacher
+from largeforge_ray.data.forms import prompt_turns
 from largeforge_ray.teach.pipeline import Recipe, Work
 from largeforge_ray.teach.prompts import draw, row_key, show_teacher
 from largeforge_ray.teach.rows import teacher_row
@@ -36,6 +37,8 @@ class AnswerRecipe(Recipe):
         return show_teacher(item["messages"], self.teacher)
 
     def work(self, item: dict[str, Any]) -> list[Work]:
+        # Of a chat, the teacher answers what the answer at hand is to.
+        item = item | {"messages": prompt_turns(item["messages"])}
         shown, work = self.shown(item), []
         for index in range(self.samples):
             sampling = draw(self.sampling, item["item_hash"], index)

@@ -16,6 +16,7 @@ from largeforge_ray.data import row_hash
 from largeforge_ray.errors import ConfigError
 from largeforge_ray.teach import AnswerRecipe, products
 from largeforge_ray.teach.expansion import ExpansionRecipe
+from largeforge_ray.teach.funnel import Funnel
 from largeforge_ray.teach.judging import JudgedRecipe, read_grade
 from largeforge_ray.teach.rationale import RationaleRecipe, split_rationale
 from largeforge_ray.teach.revision import RevisionRecipe, load_constitution
@@ -207,6 +208,41 @@ def test_a_harder_prompt_is_the_whole_answer() -> None:
 
 
 # All of them.
+
+
+def test_a_chat_is_answered_anew() -> None:
+    chat = item() | {
+        "messages": [*item()["messages"], {"role": "assistant", "content": "old"}],
+        "check": None,
+    }
+    row, _ = rows(AnswerRecipe(**SHARED), [said("new")], [said("newer")], of=chat)
+    assert row["messages"] == item()["messages"]
+    (made, _) = products.chats(
+        [row, *rows(AnswerRecipe(**SHARED), [said("newer")], [said("new")], of=chat)], "all"
+    )
+    assert [m["role"] for m in made["messages"]] == ["user", "assistant"]
+
+
+def test_the_funnel_counts_each_row_once_and_says_why() -> None:
+    funnel = Funnel("verified")
+    made = rows(
+        AnswerRecipe(**SHARED | {"samples": 4}),
+        [said("5")],
+        [said(" 5")],
+        [said("6")],
+        [said("", error="lost")],
+    )
+    for row in made:
+        funnel.add(row)
+    numbers = funnel.numbers()
+    assert {k: numbers[k] for k in ("kept", "dropped", "failed", "duplicates")} == {
+        "kept": 2,
+        "dropped": 1,
+        "failed": 1,
+        "duplicates": 1,
+    }
+    assert numbers["reasons"] == {"number: wrong number": 1, "failed: lost": 1}
+    assert (numbers["tokens"], numbers["usd"]) == (16, 1.0)
 
 
 def refuse_sixes(prompt: str, text: str) -> tuple[str, Verdict | None]:
