@@ -53,9 +53,9 @@ def trial_class() -> Any:
             self._files: dict[str, bytes] | None = None
             self._step = 0
             self._history: list[dict[str, Any]] = []
-            counts = ray.get([host.trials.remote() for host in self._hosts])
-            self._host = self._hosts[counts.index(min(counts))]
             self._trial = short_name(self.trial_id)
+            # In turn: trials that start together would all find the same pack the emptiest.
+            self._host = self._hosts[int(self._trial) % len(self._hosts)]
             # A new name each time, or what the trial's last process still tells the pack would hit this one.
             self._name = f"lane{secrets.token_hex(6)}"
             ray.get(self._host.join.remote(self._name, self._training))

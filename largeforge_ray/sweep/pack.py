@@ -51,10 +51,6 @@ class Pack:
         self._reference = load_reference(Path(job.reference_dir) if job.reference_dir else None)
         self._runners: dict[str, _Runner] = {}
 
-    def trials(self) -> int:
-        """How many trials are in the pack."""
-        return len(self._runners)
-
     def join(self, name: str, stage: TrainStage, files: dict[str, bytes] | None = None) -> None:
         """Take a trial in, new or as its checkpoint's ``files`` left it."""
         self.leave(name)
