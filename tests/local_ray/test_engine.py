@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from largeforge_ray.config import load_manifest
 from largeforge_ray.errors import GateError
-from largeforge_ray.models.source import locate, materialise
 from largeforge_ray.promote import judge_logits
+from largeforge_ray.store import open_store
 from largeforge_ray.types import GenerateRequest, Sampling, ScoreRequest
-from tests.local_ray.conftest import SHIPPED
+from tests.local_ray.conftest import Forge
 from tests.unit._tiny import make_rows, stage_of, table_of
 
 pytestmark = pytest.mark.timeout(600)
@@ -33,7 +32,7 @@ class Adapter:
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
+def adapter(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
     """It is drawn and not trained, and moves log-probabilities as far as a training does."""
     import torch
 
@@ -42,10 +41,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
     from largeforge_ray.train.probe import reference_probe
 
     home = tmp_path_factory.mktemp("engine")
-    model, folder = home / "model", home / "drawn"
-    model.mkdir()
+    store, folder = open_store(forge.store), home / "drawn"
+    model = store.fetch(store.get("base"))
     folder.mkdir()
-    materialise(locate(load_manifest(SHIPPED / "quickstart.yaml").model, SHIPPED), model)
     stage = stage_of("sft", precision="bfloat16")
     bench = Bench(stage, str(model))
     lane = bench.add_lane(stage)

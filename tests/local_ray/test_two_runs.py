@@ -10,13 +10,15 @@ import yaml
 
 from largeforge_ray.store import open_store
 from tests.local_ray.conftest import largeforge, small_manifest
+from tests.unit._tiny import tiny_model
 
 pytestmark = pytest.mark.timeout(240)
 
 
 def test_the_model_is_converted_once_and_both_runs_stand_on_it(tmp_path: Path) -> None:
     path = small_manifest(tmp_path, prompts=12)
-    manifest = yaml.safe_load(path.read_text())
+    tiny_model(tmp_path)
+    manifest = yaml.safe_load(path.read_text()) | {"model": {"source": "tiny", "max_model_len": 512}}
     manifest["stages"] = manifest["stages"][:1]
     path.write_text(yaml.safe_dump(manifest))
     with ThreadPoolExecutor(2) as pool:
