@@ -25,52 +25,42 @@ class OutcomeRecipe(Recipe):
     sampling: Sampling
 
     def work(self, item: dict[str, Any]) -> list[Work]:
-        return outcome_work(item, experts=self.experts, task=self.task, sampling=self.sampling)
+        work = []
+        for name, (key, adapter) in self.experts.items():
+            content = [item["item_hash"], key, asdict(self.sampling)]
+            row_key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            request = GenerateRequest(row_key, tuple(item["messages"]), self.sampling, adapter)
+            asked = item | {"expert": name, "expert_key": key, "task": self.task}
+            work.append(Work(row_key, request, asked))
+        return work
 
     def row(self, work: Work, made: Sequence[Generation]) -> dict[str, Any]:
-        return outcome_row(work, made[0])
+        """Score one answer: quality 1 if the item's check accepts it, else 0; an error scores 0."""
+        (generation,), item = made, work.item
+        right = generation.error is None and verify(item["check"], generation.text, item["answer"]).kept
+        mean = generation.mean_logprob
+        return {
+            "row_key": work.row_key,
+            "item_id": item["item_id"],
+            "item_hash": item["item_hash"],
+            "task": item["task"],
+            "expert": item["expert"],
+            "expert_key": item["expert_key"],
+            "sample": 0,
+            "answer": generation.text,
+            "quality": 1.0 if right else 0.0,
+            "metric": item["check"],
+            "confidence": None if mean is None else math.exp(mean),
+            "prompt_tokens": generation.prompt_tokens,
+            "completion_tokens": generation.completion_tokens,
+            "seconds": generation.seconds,
+            "cost": generation.usd,
+            "error": generation.error,
+        }
 
     def numbers(self, row: dict[str, Any]) -> dict[str, Any]:
         failed, tokens = row["error"] is not None, int(row["completion_tokens"])
         return {"failed": failed, "kept": row["quality"] == 1.0, "tokens": tokens, "usd": float(row["cost"])}
-
-
-def outcome_work(
-    item: dict[str, Any], *, experts: dict[str, tuple[str, str | None]], task: str, sampling: Sampling
-) -> list[Work]:
-    """One row an expert. ``experts`` maps a name to (artifact key, adapter folder or None)."""
-    work = []
-    for name, (key, adapter) in experts.items():
-        content = [item["item_hash"], key, asdict(sampling)]
-        row_key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        request = GenerateRequest(row_key, tuple(item["messages"]), sampling, adapter)
-        work.append(Work(row_key, request, item | {"expert": name, "expert_key": key, "task": task}))
-    return work
-
-
-def outcome_row(work: Work, generation: Generation) -> dict[str, Any]:
-    """Score one answer: quality 1 if the item's check accepts it, else 0; an error scores 0."""
-    item = work.item
-    right = generation.error is None and verify(item["check"], generation.text, item["answer"]).kept
-    mean = generation.mean_logprob
-    return {
-        "row_key": work.row_key,
-        "item_id": item["item_id"],
-        "item_hash": item["item_hash"],
-        "task": item["task"],
-        "expert": item["expert"],
-        "expert_key": item["expert_key"],
-        "sample": 0,
-        "answer": generation.text,
-        "quality": 1.0 if right else 0.0,
-        "metric": item["check"],
-        "confidence": None if mean is None else math.exp(mean),
-        "prompt_tokens": generation.prompt_tokens,
-        "completion_tokens": generation.completion_tokens,
-        "seconds": generation.seconds,
-        "cost": generation.usd,
-        "error": generation.error,
-    }
 
 
 def _schema() -> Any:

@@ -20,9 +20,8 @@ from largeforge_ray.config.training import TrainStage
 from largeforge_ray.errors import ConfigError, DataError, ModelError
 from largeforge_ray.evaluate import (
     Interval,
+    OutcomeRecipe,
     bootstrap,
-    outcome_row,
-    outcome_work,
     paired_gain,
     qualities,
     read_outcomes,
@@ -31,7 +30,12 @@ from largeforge_ray.evaluate import (
 )
 from largeforge_ray.promote import check_adapter, check_settings, decide_gate
 from largeforge_ray.promote.preflight import check_servable
+from largeforge_ray.teach import Work
 from largeforge_ray.types import Generation, Sampling
+
+
+def outcome_row(work: Work, generation: Generation) -> dict[str, Any]:
+    return OutcomeRecipe({}, "sums", Sampling()).row(work, [generation])
 
 
 def hashes(number: int) -> list[str]:
@@ -271,7 +275,7 @@ def item(number: int) -> dict[str, Any]:
 
 
 def work(number: int, experts: Any = EXPERTS, sampling: Sampling = GREEDY) -> list[Any]:
-    return outcome_work(item(number), experts=experts, task="sums", sampling=sampling)
+    return OutcomeRecipe(experts, "sums", sampling).work(item(number))
 
 
 def right(number: int) -> Generation:
