@@ -40,7 +40,7 @@ class Teacher(ScriptedServer):
         if "whole revised answer" in prompt:
             return "A clearer answer."
         if "new tasks" in prompt:
-            return "1. Name a river.\n2. What is item 1: 1 + 2?\n3. Name a river!"
+            return "1. Name a river.\n2. What is item 1: 1 + 1?\n3. Name a river!"
         a, b = map(int, re.findall(r"(\d+) \+ (\d+)", prompt)[-1])
         said = f"{a + b}" if seed % 3 else f"{a + b + 1}, wrong"
         told = asked.payload["messages"][0]["content"]
@@ -113,7 +113,7 @@ def test_every_answer_is_kept_dropped_or_failed_with_its_reason(made: tuple[Stor
     assert facts["kept"] + facts["dropped"] + facts["failed"] == 4 * PROMPTS
     assert facts["failed"] == 4
     assert facts["reasons"]["number: wrong number"] == facts["dropped"]
-    assert all(int(r["messages"][-1]["content"]) for r in rows)
+    assert all(r["messages"][-1]["content"].isdigit() for r in rows)
     dead = list(read_teacher_rows(store.fetch(artifact), "dead"))
     assert ["item 5:" in r["messages"][0]["content"] for r in dead] == [True] * 4
     assert "this prompt is refused" in dead[0]["error"]
@@ -180,7 +180,7 @@ def test_too_many_failures_end_the_stage_with_their_reason(teacher: Teacher, tmp
 def test_a_spend_cap_ends_the_stage_and_keeps_what_was_paid_for(teacher: Teacher, tmp_path: Path) -> None:
     stage = {"name": "answers"}
     price = {"per_1k_prompt": 1.0, "per_1k_completion": 2.0}
-    manifest = write_manifest(tmp_path, teacher.url, stage, price=price, max_usd=1.5)
+    manifest = write_manifest(tmp_path, teacher.url, stage, price=price, max_usd=2.5)
     run = attempt(tmp_path, manifest)
     assert run.finish() == 1
     console = run.log.read_text()

