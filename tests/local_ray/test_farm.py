@@ -177,6 +177,7 @@ def test_too_many_failures_end_the_stage_with_their_reason(teacher: Teacher, tmp
     assert "raise max_failed" in said
 
 
+@pytest.mark.slow
 def test_a_spend_cap_ends_the_stage_and_keeps_what_was_paid_for(teacher: Teacher, tmp_path: Path) -> None:
     stage = {"name": "answers"}
     price = {"per_1k_prompt": 1.0, "per_1k_completion": 2.0}

@@ -12,7 +12,7 @@ from tests.local_ray.test_training import adapter, home, weights, write_manifest
 
 __all__ = ["home"]
 SPACE = {"rank": [2, 4], "alpha_ratio": [1, 2], "learning_rate": [0.003, 0.02]}
-SWEEP = {"kind": "sweep", "batch_size": 4, "epochs": 40, "space": SPACE, "measures": 8, "parallel": 4}
+SWEEP = {"kind": "sweep", "batch_size": 4, "epochs": 20, "space": SPACE, "measures": 8, "parallel": 4}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_trial_has_the_key_and_the_bits_of_the_same_training_alone(
     artifact, _ = swept
     point = {"rank": 4, "alpha_ratio": 2, "learning_rate": 0.003}
     trial = next(t for t in artifact.metrics["trials"] if t["point"] == point)
-    settings = {"batch_size": 4, "epochs": 40, "learning_rate": 0.003, "lora": {"rank": 4, "alpha": 8}}
+    settings = {"batch_size": 4, "epochs": 20, "learning_rate": 0.003, "lora": {"rank": 4, "alpha": 8}}
     alone = adapter(attempt(tmp_path, write_manifest(home, tmp_path, "chat", **settings)))
     together = open_store(swept[1] / "forge").get(trial["key"])
     assert alone.key == together.key
@@ -114,11 +114,12 @@ def test_a_killed_population_goes_on(home: Path, tmp_path: Path) -> None:
     check_population(adapter(again), open_store(again.store))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("search", "stopping"),
     [
         ({"name": "random", "trials": 6}, {"name": "asha", "reduction": 2}),
-        pytest.param({"name": "optuna", "trials": 4}, None, marks=pytest.mark.slow),
+        ({"name": "optuna", "trials": 4}, None),
     ],
 )
 def test_searchers_draw_and_asha_stops(

@@ -13,7 +13,7 @@ from largeforge_ray.store import Artifact, open_store
 from tests.local_ray._chaos import Attempt, attempt, strike
 from tests.unit._tiny import make_rows, tiny_model
 
-ROWS, STEPS = 48, 1500
+ROWS, STEPS, STRUCK_AT = 48, 900, 400
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(
 ) -> None:
     manifest = long_manifest(home, tmp_path)
     run = attempt(tmp_path, manifest)
-    run.wait_for(lambda e: e["numbers"].get("step", 0) >= 700)
+    run.wait_for(lambda e: e["numbers"].get("step", 0) >= STRUCK_AT)
     strike(run, victim)
     if victim == "driver":
         run = attempt(tmp_path, manifest)

@@ -15,7 +15,15 @@ import pytest
 
 from largeforge_ray.store import Artifact, open_store
 from tests.local_ray import _chaos
-from tests.local_ray.test_training import adapter, home, long_manifest, unbroken, weights, write_manifest
+from tests.local_ray.test_training import (
+    STRUCK_AT,
+    adapter,
+    home,
+    long_manifest,
+    unbroken,
+    weights,
+    write_manifest,
+)
 
 __all__ = ["home", "unbroken"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -97,7 +105,7 @@ def test_a_training_whose_node_goes_ends_with_the_bits_of_an_unbroken_one(
 ) -> None:
     with cluster_of(monkeypatch, 0, 1, 1) as (cluster, nodes):
         run = _chaos.attempt(tmp_path, long_manifest(home, tmp_path))
-        run.wait_for(lambda e: e["numbers"].get("step", 0) >= 700)
+        run.wait_for(lambda e: e["numbers"].get("step", 0) >= STRUCK_AT)
         (worker,) = (a for a in ray_workers(nodes) if "ray::RayTrainWorker" in a[1])
         struck = time.monotonic()
         end(cluster, worker[0])
@@ -136,7 +144,7 @@ def test_a_disk_that_fills_up_between_checkpoints_is_named_and_the_run_goes_on_w
 ) -> None:
     manifest = long_manifest(home, disk.parent)
     run = _chaos.attempt(disk.parent, manifest)
-    run.wait_for(lambda e: e["numbers"].get("step", 0) >= 400)
+    run.wait_for(lambda e: e["numbers"].get("step", 0) >= STRUCK_AT)
     fill(disk / "filler")
     try:
         assert run.finish() == 1
