@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-unit test-all lint bench bench-train lock clean
+.PHONY: help quickstart test test-unit test-all lint bench bench-train bench-teach lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ test: test-unit ## unit and contract tests, then small real models through Ray; 
 	@echo
 	@echo "All passed. Next: make quickstart (the whole loop), make test-all (slow and GPU tests), make bench (ratios)."
 
-test-unit: $(VENV)/.installed ## unit and contract tests, under a minute, no Ray cluster
+test-unit: $(VENV)/.installed ## unit and contract tests, some minutes, no Ray cluster
 	$(PYTEST) tests/unit tests/contracts -m "not slow"
 
 test-all: $(VENV)/.installed ## every test; GPU tests skip without one
@@ -41,6 +41,11 @@ bench: $(VENV)/.installed ## measure the ratios on this machine, one benchmark a
 bench-train: $(VENV)/.installed ## the training ratios only; needs ./forge from a run
 	$(PYTHON) -m benchmarks.train_ratios
 	$(PYTHON) -m benchmarks.sweep_ratios
+
+bench-teach: $(VENV)/.installed ## the farm's and distillation's ratios only
+	$(PYTHON) -m benchmarks.farm_ratios
+	$(PYTHON) -m benchmarks.farm_scale
+	$(PYTHON) -m benchmarks.distill_ratios
 
 lock: $(VENV)/.installed ## write requirements/cpu.txt anew (UPGRADE=1: newest versions)
 	@requirements/bootstrap.sh lock $(VENV)
