@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from largeforge_ray.config.base import Ref, Strict
+from largeforge_ray.config.base import Ref, Strict, by_name
 
 Form: TypeAlias = Literal["prompt", "chat", "preference", "unpaired", "rationale"]
 """A dataset's rows: questions; whole chats; a prompt with a better and a worse answer; judged chats; chats
@@ -140,16 +140,25 @@ class Reward(AlgorithmBase):
     )
 
 
-class Grpo(AlgorithmBase):
+class Drawing(AlgorithmBase):
+    """Learns from its own answers to prompts."""
+
+    form: ClassVar[Form] = "prompt"
+    max_new_tokens: int = Field(128, ge=1, description="Where an answer is cut off.")
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.max_new_tokens
+
+
+class Grpo(Drawing):
     """Group relative policy optimisation, Shao et al. 2024 (arXiv:2402.03300): learns from its own answers.
 
     The mean over tokens and the wider upper clip are DAPO's, Yu et al. 2025 (arXiv:2503.14476).
     """
 
-    form: ClassVar[Form] = "prompt"
     name: Literal["grpo"] = "grpo"
     group: int = Field(8, ge=2, le=64, description="Answers to a prompt, judged against each other.")
-    max_new_tokens: int = Field(128, ge=1, description="Where an answer is cut off.")
     reward_model: Ref | None = Field(
         None, description="A stage with algorithm reward, whose score takes the place of the rows' checks."
     )
@@ -161,26 +170,16 @@ class Grpo(AlgorithmBase):
         2.0, ge=1.0, description="Cap on a token's weight where engine and trainer differ about it."
     )
 
-    @property
-    def answer_tokens(self) -> int:
-        return self.max_new_tokens
 
-
-class OnPolicy(AlgorithmBase):
+class OnPolicy(Drawing):
     """On-policy distillation, Gu et al. 2023 (arXiv:2306.08543), Agarwal et al. 2023 (arXiv:2306.13649): the
     student answers, and the teacher says how likely it finds each of its tokens."""
 
-    form: ClassVar[Form] = "prompt"
     name: Literal["on_policy"] = "on_policy"
     teacher: Ref = Field(
         description="base, or a stage that makes an adapter or a model of the same vocabulary."
     )
     group: int = Field(4, ge=1, le=64, description="Answers to a prompt.")
-    max_new_tokens: int = Field(128, ge=1, description="Where an answer is cut off.")
-
-    @property
-    def answer_tokens(self) -> int:
-        return self.max_new_tokens
 
 
 ALGORITHMS: dict[str, type[AlgorithmBase]] = {
@@ -197,13 +196,9 @@ ALGORITHMS: dict[str, type[AlgorithmBase]] = {
 }
 
 
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 Algorithm = Annotated[
     Sft | Distill | Rationale | Dpo | Orpo | Kto | Simpo | Reward | Grpo | OnPolicy,
     Field(discriminator="name"),
-    BeforeValidator(_by_name),
+    BeforeValidator(by_name),
 ]
 """``algorithm: dpo``, or ``algorithm: {name: dpo, beta: 0.2}``."""

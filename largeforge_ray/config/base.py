@@ -24,6 +24,16 @@ def default_part(field: str) -> str | None:
     return "test" if field.startswith("filters.") else PARTS.get(field)
 
 
+def by_name(value: Any) -> Any:
+    """``refusal`` for ``{name: refusal}``, before it is checked."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def as_list(value: Any) -> Any:
+    """``latin`` for ``[latin]``, before it is checked."""
+    return [value] if isinstance(value, str) else value
+
+
 class Strict(BaseModel):
     """A frozen schema that refuses unknown keys and silent conversions ("3" is not 3)."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from largeforge_ray.config.base import Ref, Strict
+from largeforge_ray.config.base import Ref, Strict, as_list, by_name
 
 
 def _names(text: str) -> frozenset[str]:
@@ -58,14 +58,6 @@ LanguageCode = Annotated[str, _one_of(LANGUAGES, "an ISO 639 code such as en, de
 RegionCode = Annotated[str, _one_of(REGIONS, "an ISO 3166 code such as US, GB or IN")]
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 class Length(Strict):
     """Refuses answers with fewer or more words; where none are spaced, every character is a word."""
 
@@ -89,7 +81,7 @@ class Charset(Strict):
     """Refuses answers with too many letters of other scripts."""
 
     name: Literal["charset"] = "charset"
-    scripts: Annotated[list[ScriptName], Field(min_length=1), BeforeValidator(_as_list)] = Field(["latin"])
+    scripts: Annotated[list[ScriptName], Field(min_length=1), BeforeValidator(as_list)] = Field(["latin"])
     min_share: float = Field(0.9, gt=0.0, le=1.0, description="Of the letters.")
 
 
@@ -97,7 +89,7 @@ class Language(Strict):
     """Refuses answers that are surely in another language; code blocks are not read."""
 
     name: Literal["language"] = "language"
-    languages: Annotated[list[LanguageCode], Field(min_length=1), BeforeValidator(_as_list)] = Field(["en"])
+    languages: Annotated[list[LanguageCode], Field(min_length=1), BeforeValidator(as_list)] = Field(["en"])
     confidence: float = Field(
         0.5, gt=0.0, lt=1.0, description="Probability of the other language from which on it counts."
     )
@@ -148,7 +140,7 @@ class Contamination(Strict):
     (arXiv:2005.14165), appendix C: any shared one, of 8 words for short items and up to 13 for long ones."""
 
     name: Literal["contamination"] = "contamination"
-    against: Annotated[list[Ref], Field(min_length=1), BeforeValidator(_as_list)]
+    against: Annotated[list[Ref], Field(min_length=1), BeforeValidator(as_list)]
     n: int = Field(8, ge=2, le=50)
     max_overlap: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the text's n-grams.")
 
@@ -167,6 +159,6 @@ FILTERS: dict[str, type[Strict]] = {
 Filter = Annotated[
     Length | Charset | Language | Refusal | Repetition | Duplicate | Pii | Contamination,
     Field(discriminator="name"),
-    BeforeValidator(_by_name),
+    BeforeValidator(by_name),
 ]
 """``- refusal``, or ``- {name: repetition, max_share: 0.2}``."""

@@ -7,13 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from largeforge_ray.config.algorithms import Form
-from largeforge_ray.config.base import Ref, StageBase, Strict
+from largeforge_ray.config.base import Ref, StageBase, Strict, by_name
 from largeforge_ray.config.filters import Contamination, Filter
 from largeforge_ray.types import Message, Sampling
-
-
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
 
 
 class Price(Strict):
@@ -151,7 +147,7 @@ MAKES: dict[str, type[Strict]] = {
 Make = Annotated[
     Answers | Rationales | Preferences | Revisions | Prompts,
     Field(discriminator="name"),
-    BeforeValidator(_by_name),
+    BeforeValidator(by_name),
 ]
 """``make: preferences``, or ``make: {name: preferences, by: judge}``."""
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from largeforge_ray.config.algorithms import Algorithm, Grpo, OnPolicy, Sft
-from largeforge_ray.config.base import Ref, StageBase, Strict
+from largeforge_ray.config.algorithms import Algorithm, Drawing, Sft
+from largeforge_ray.config.base import Ref, StageBase, Strict, as_list
 
 PRESETS: dict[str, dict[str, Any]] = {
     "7b": {"rank": 16, "alpha": 32, "targets": ["attention"]},
@@ -15,10 +15,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "70b": {"rank": 64, "alpha": 128, "targets": ["all-linear"]},
 }
 """Published starting points by model size; each is the upper end of its range."""
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 class Lora(Strict):
@@ -34,7 +30,7 @@ class Lora(Strict):
     rank: int = Field(8, ge=1, le=512)
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    targets: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)] = Field(
+    targets: Annotated[list[str], Field(min_length=1), BeforeValidator(as_list)] = Field(
         ["attention", "mlp"], description="Layer names, or the groups attention, mlp, all-linear."
     )
     rslora: bool = False
@@ -190,7 +186,7 @@ class Training(StageBase):
     @model_validator(mode="after")
     def _answers_can_be_drawn(self) -> Training:
         drawn = self.algorithm
-        if not isinstance(drawn, Grpo | OnPolicy):
+        if not isinstance(drawn, Drawing):
             return self
         if self.lora is None or self.lora.dora:
             raise ValueError(

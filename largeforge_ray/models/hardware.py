@@ -137,15 +137,6 @@ def _lora_rank_bucket(rank: int) -> int:
     )
 
 
-def trainer_args(hardware: Hardware | None = None) -> dict[str, Any]:
-    """Keyword arguments of ``transformers.TrainingArguments`` that follow from the machine."""
-    hardware = hardware or detect()
-    if hardware.device == "cuda":
-        return {"bf16": True}
-    # The model itself is loaded in bfloat16 on a CPU: autocast would cast every weight on every step.
-    return {"use_cpu": True, "dataloader_pin_memory": False}
-
-
 def threads_per_worker(workers: int) -> int:
     """Compute threads for one of ``workers`` trainers; Ray's own default is one a logical CPU."""
     return max(1, detect().cpus // workers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,24 +36,24 @@ class Work:
     item: dict[str, Any]
 
 
-class Recipe:
+class Recipe(ABC):
     """What is asked of an item, and what becomes of the answers. It is pickled into every task."""
 
+    @abstractmethod
     def work(self, item: dict[str, Any]) -> list[Work]:
         """The rows to make of an item; the same ones whenever it is asked."""
-        raise NotImplementedError
 
     def follow(self, work: Work, made: Sequence[Generation]) -> GenerateRequest | None:
         """The next request of a row that takes several, given the answers so far; None after the last."""
         return None
 
+    @abstractmethod
     def row(self, work: Work, made: Sequence[Generation]) -> dict[str, Any]:
         """The row, with ``row_key`` and ``error``; the last of ``made`` may be an error."""
-        raise NotImplementedError
 
+    @abstractmethod
     def numbers(self, row: dict[str, Any]) -> dict[str, Any]:
         """What the progress line counts: ``failed``, ``kept``, ``tokens``, ``usd``."""
-        raise NotImplementedError
 
 
 def batch_rows(total: int) -> int:

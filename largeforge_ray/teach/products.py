@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
+from largeforge_ray.data.rows import SIGNALS
 from largeforge_ray.data.split import row_hash
 from largeforge_ray.teach.recipe import stays
-from largeforge_ray.teach.rows import SIGNALS, with_signals
+from largeforge_ray.teach.rows import with_signals
 
 Row = dict[str, Any]
 

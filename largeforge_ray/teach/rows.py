@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from largeforge_ray.data.rows import SIGNALS
 from largeforge_ray.teach.pipeline import Work
 from largeforge_ray.types import Generation
 
 SHARD_ROWS = 20_000
-SIGNALS = ("token_ids", "topk_ids", "topk_logprobs", "tail_logprob")
-"""What a student learns beside the text. In the journal they are bytes."""
 
 
 def teacher_row(work: Work, made: Sequence[Generation]) -> dict[str, Any]:
@@ -45,6 +44,7 @@ def teacher_row(work: Work, made: Sequence[Generation]) -> dict[str, Any]:
 
 
 def _signals(made: Generation) -> dict[str, bytes | None]:
+    """As bytes, which is what a journal holds."""
     import numpy as np
 
     if made.likeliest is None:

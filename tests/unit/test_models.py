@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from largeforge_ray.config import ModelConfig
 from largeforge_ray.errors import ConfigError, ModelError
 from largeforge_ray.models import Hardware, detect, engine_args, engine_env, locate, materialise
-from largeforge_ray.models.hardware import LORA_RANKS, trainer_args
+from largeforge_ray.models.hardware import LORA_RANKS
 
 CPU = Hardware(cpus=4, gpus=0, memory_gib=16.0, disk_gib=50.0)
 GPU = Hardware(cpus=16, gpus=2, memory_gib=64.0, disk_gib=500.0)
@@ -286,12 +286,6 @@ def test_a_cpu_engine_gets_every_cpu_and_a_gpu_engine_no_cpu_settings() -> None:
     assert set(gpu) < set(cpu)
     assert not any("CPU" in name or "OMP" in name for name in gpu)
     assert cpu["VLLM_NO_USAGE_STATS"] == gpu["VLLM_NO_USAGE_STATS"] == "1"
-
-
-def test_training_arguments_follow_the_machine() -> None:
-    assert (CPU.device, GPU.device) == ("cpu", "cuda")
-    assert trainer_args(CPU)["use_cpu"] is True
-    assert trainer_args(GPU) == {"bf16": True}
 
 
 def test_this_machine_is_measured_even_for_a_store_that_is_not_there_yet(tmp_path: Path) -> None:
