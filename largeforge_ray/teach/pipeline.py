@@ -12,6 +12,7 @@ import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,11 +81,14 @@ def run_farm(
     one whose money is spent.
     """
     pipeline = build_pipeline(items, recipe, engines=engines, journal=journal, batch=batch_rows(total))
-    for batch in pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        rows = batch.to_pylist()
-        if stopped := rows[0].get(STOPPED):
-            raise StageError(stopped)
-        on_batch(rows)
+    batches = iter(pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    # Closed, not left to the collector: its threads would outlive an error and reach for a Ray that is gone.
+    with closing(batches):
+        for batch in batches:
+            rows = batch.to_pylist()
+            if stopped := rows[0].get(STOPPED):
+                raise StageError(stopped)
+            on_batch(rows)
 
 
 def build_pipeline(items: Path, recipe: Recipe, *, engines: Sequence[Any], journal: Any, batch: int) -> Any:

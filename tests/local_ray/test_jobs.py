@@ -37,6 +37,8 @@ def head() -> Iterator[str]:
         "--head",
         f"--port={free_port()}",
         f"--dashboard-port={dashboard}",
+        # An agent that finds its port taken takes no jobs, and another cluster's holds the usual one.
+        f"--dashboard-agent-listen-port={free_port()}",
         "--dashboard-host=127.0.0.1",
     ]
     process = subprocess.Popen(
