@@ -44,8 +44,8 @@ def beside_the_teacher(case: Case, teacher: Any) -> None:
     """Let the case's steps ask ``teacher`` instead of reading: the same K and the same loss."""
     import torch
 
+    from largeforge_ray.data.rows import SIGNALS
     from largeforge_ray.train.batch import learned_logits
-    from largeforge_ray.train.distill import Signals
     from largeforge_ray.train.objective import Known
 
     objective = case.course.lane.objective
@@ -58,7 +58,8 @@ def beside_the_teacher(case: Case, teacher: Any) -> None:
             total_N = logits_NV.logsumexp(1)
             inside_N = top.values.logsumexp(1) - total_N
         logps_NK, tail_N = top.values - total_N[:, None], torch.log1p(-inside_N.exp())
-        return plain(output, Known(signals=Signals(top.indices, logps_NK, tail_N)))
+        columns = zip(SIGNALS[1:], (top.indices, logps_NK, tail_N), strict=True)
+        return plain(output, Known(signals=dict(columns)))
 
     objective.loss = loss
 

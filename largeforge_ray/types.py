@@ -24,7 +24,7 @@ class GenerateRequest:
     """One prompt for an engine. ``adapter`` is a PEFT folder, or None for the model itself.
 
     ``prompt_ids`` are the prompt as token ids, in the place of ``messages``; ``topk`` asks for the most
-    likely tokens at every place of the answer.
+    likely tokens at every place of the answer, and 0 for the answer's ids alone.
     """
 
     request_id: str

@@ -15,11 +15,11 @@ with the reasoning behind their answers."""
 
 class AlgorithmBase(Strict):
     """``form`` is the rows an algorithm learns from; ``compares`` says that it needs a reference model,
-    ``taught`` that it reads a teacher's probabilities beside its answers."""
+    ``taught`` is the option of a teach stage that keeps what it reads beside a teacher's answers."""
 
     form: ClassVar[Form]
     compares: ClassVar[bool] = False
-    taught: ClassVar[bool] = False
+    taught: ClassVar[Literal["topk", "hidden"] | None] = None
 
     @property
     def caches_reference(self) -> bool:
@@ -46,7 +46,7 @@ class Distill(AlgorithmBase):
     """
 
     form: ClassVar[Form] = "chat"
-    taught: ClassVar[bool] = True
+    taught: ClassVar[Literal["topk", "hidden"] | None] = "topk"
     name: Literal["distill"] = "distill"
     alpha: float = Field(
         0.5, ge=0.0, le=1.0, description="Weight of the teacher's tokens; the rest is its probabilities'."
@@ -55,6 +55,23 @@ class Distill(AlgorithmBase):
         1.0, gt=0.0, description="Of teacher and student; above 1 unlikely tokens count for more."
     )
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
+
+
+class Features(AlgorithmBase):
+    """Feature distillation: a teacher's tokens, and its hidden states through a learned projection, Romero et
+    al. 2014 (arXiv:1412.6550), Jiao et al. 2019 (arXiv:1909.10351)."""
+
+    form: ClassVar[Form] = "chat"
+    taught: ClassVar[Literal["topk", "hidden"] | None] = "hidden"
+    name: Literal["features"] = "features"
+    weight: float = Field(1.0, gt=0.0, description="Of the states beside the teacher's tokens.")
+    layers: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="The student's layer for each of the teacher's that were kept, numbers from 0; where "
+        "they lie in proportion if none.",
+    )
+    width: int | None = Field(None, ge=1, description="Of the teacher's states; the dataset says it.")
 
 
 class Rationale(AlgorithmBase):
@@ -185,6 +202,7 @@ class OnPolicy(Drawing):
 ALGORITHMS: dict[str, type[AlgorithmBase]] = {
     "sft": Sft,
     "distill": Distill,
+    "features": Features,
     "rationale": Rationale,
     "dpo": Dpo,
     "orpo": Orpo,
@@ -197,7 +215,7 @@ ALGORITHMS: dict[str, type[AlgorithmBase]] = {
 
 
 Algorithm = Annotated[
-    Sft | Distill | Rationale | Dpo | Orpo | Kto | Simpo | Reward | Grpo | OnPolicy,
+    Sft | Distill | Features | Rationale | Dpo | Orpo | Kto | Simpo | Reward | Grpo | OnPolicy,
     Field(discriminator="name"),
     BeforeValidator(by_name),
 ]

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from largeforge_ray.config.algorithms import Form
 from largeforge_ray.config.base import Ref, StageBase, Strict, by_name
 from largeforge_ray.config.filters import Contamination, Filter
+from largeforge_ray.errors import ConfigError
 from largeforge_ray.types import Message, Sampling
 
 
@@ -166,6 +167,11 @@ class TeachStage(StageBase):
     topk: int | None = Field(
         None, ge=1, description="Keep the teacher's most likely tokens at every place of an answer."
     )
+    hidden: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Keep the teacher's states after these layers, from 0, at every place of an answer.",
+    )
     max_failed: float = Field(
         0.1, ge=0.0, le=1.0, description="Share of rows without an answer over which the stage fails."
     )
@@ -217,6 +223,14 @@ class TeachStage(StageBase):
         t = self.teacher
         return Sampling(temperature=t.temperature, top_p=t.top_p, max_tokens=t.max_tokens, seed=self.seed)
 
+    def check_layers(self, total: int) -> None:
+        """Raises ``ConfigError`` if a teacher of ``total`` layers lacks one whose states are wanted."""
+        if self.hidden and self.hidden[-1] >= total:
+            raise ConfigError(
+                f"hidden of stage '{self.name}' names layer {self.hidden[-1]}, and the teacher has layers 0 "
+                f"to {total - 1}; leave it out"
+            )
+
     @model_validator(mode="after")
     def _pairs_have_two_answers(self) -> TeachStage:
         if isinstance(self.make, Preferences) and self.samples < 2:
@@ -225,10 +239,22 @@ class TeachStage(StageBase):
 
     @model_validator(mode="after")
     def _signals_are_seen(self) -> TeachStage:
-        if self.topk is None:
-            return self
-        if isinstance(self.teacher.model, Endpoint):
-            raise ValueError("topk needs token ids, which an endpoint does not give; name a local teacher")
-        if self.make.name != "answers":
-            raise ValueError(f"topk belongs to answers as they were drawn, not to make '{self.make.name}'")
+        for name in ("topk", "hidden"):
+            if getattr(self, name) is None:
+                continue
+            if isinstance(self.teacher.model, Endpoint):
+                raise ValueError(
+                    f"{name} needs token ids, which an endpoint does not give; name a local teacher"
+                )
+            if self.make.name != "answers":
+                raise ValueError(
+                    f"{name} belongs to answers as they were drawn, not to make '{self.make.name}'"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_are_some_in_order(self) -> TeachStage:
+        layers = self.hidden
+        if layers is not None and (layers[0] < 0 or layers != sorted(set(layers))):
+            raise ValueError(f"hidden {layers} lists each layer once, ascending from 0; put them in order")
         return self

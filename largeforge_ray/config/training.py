@@ -172,6 +172,11 @@ class Training(StageBase):
                 f"strategy '{self.strategy}' cannot divide a reward model, whose head runs apart from its "
                 "layers; set strategy: ddp"
             )
+        if self.strategy != "ddp" and self.algorithm.name == "features":
+            raise ValueError(
+                f"strategy '{self.strategy}' cannot divide the projection of algorithm 'features', which is "
+                "no part of the model; set strategy: ddp"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,12 @@ BATCH_ROWS = 1000
 SIGNALS = ("token_ids", "topk_ids", "topk_logprobs", "tail_logprob")
 """What is kept of a teacher beside an answer's text: the answer's n token ids; at each place the k likeliest
 ids and their log-probabilities, likeliest first and end to end (n * k); the log of the others' mass (n)."""
+HIDDEN = "hidden_states"
+"""The teacher's states where it predicts the answer's tokens: n places, at each its chosen layers in their
+order, each as wide as the model and scaled to a mean square of 1, end to end."""
+NUMBERS = (*SIGNALS, HIDDEN)
+BATCH_NUMBERS = 1 << 25
+"""Numbers that are written at once, or read: states are some hundred kilobytes a row."""
 
 
 def _schema() -> Any:
@@ -35,13 +41,14 @@ def _schema() -> Any:
             ("topk_ids", pa.list_(pa.int32())),
             ("topk_logprobs", pa.list_(pa.float16())),
             ("tail_logprob", pa.list_(pa.float16())),
+            (HIDDEN, pa.list_(pa.float16())),
         ]
     )
 
 
 def _storage() -> dict[str, Any]:
     """How Parquet writes: a dictionary pays for text and not for numbers, whose high bytes are much alike."""
-    numbers = [f"{name}.list.element" for name in SIGNALS]
+    numbers = [f"{name}.list.element" for name in NUMBERS]
     chats = ("messages", "chosen", "rejected")
     text = [f"{chat}.list.element.{field}" for chat in chats for field in ("role", "content")]
     return {
@@ -59,17 +66,18 @@ class RowWriter:
 
         self._writer = pq.ParquetWriter(folder / f"{part}.parquet", _schema(), **_storage())
         self._batch: list[dict[str, Any]] = []
-        self.count = 0
+        self._numbers = self.count = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """Queue a row; ``answer`` is any JSON value, stored as its text; ``SIGNALS`` are arrays or lists."""
+        """Queue a row; ``answer`` is any JSON value, stored as its text; ``NUMBERS`` are arrays or lists."""
         answer = row.get("answer")
         kept = {k: v for k, v in row.items() if k != "form"}
         self._batch.append(
             kept | {"answer": None if answer is None else json.dumps(answer, ensure_ascii=False)}
         )
         self.count += 1
-        if len(self._batch) >= BATCH_ROWS:
+        self._numbers += sum(len(row[n]) for n in NUMBERS if row.get(n) is not None)
+        if len(self._batch) >= BATCH_ROWS or self._numbers > BATCH_NUMBERS:
             self._flush()
 
     def _flush(self) -> None:
@@ -77,7 +85,7 @@ class RowWriter:
 
         if self._batch:
             self._writer.write_table(pa.Table.from_pylist(self._batch, schema=_schema()))
-            self._batch = []
+            self._batch, self._numbers = [], 0
 
     def close(self) -> None:
         self._flush()
@@ -108,14 +116,14 @@ def count_rows(folder: Path, part: str) -> int:
     return int(pq.read_metadata(part_path(folder, part)).num_rows)
 
 
-def read_rows(folder: Path, part: str, *, signals: bool = False) -> Iterator[dict[str, Any]]:
-    """Stream a part's rows with ``answer`` decoded; with ``signals`` also those, as arrays or None."""
+def read_rows(folder: Path, part: str, *, numbers: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Stream a part's rows with ``answer`` decoded, and of ``NUMBERS`` those named, as arrays or None."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(part_path(folder, part))
-    plain = [name for name in file.schema_arrow.names if name not in SIGNALS]
-    kept = [name for name in file.schema_arrow.names if signals and name in SIGNALS]
-    for batch in file.iter_batches(BATCH_ROWS, columns=plain + kept):
+    plain = [name for name in file.schema_arrow.names if name not in NUMBERS]
+    kept = [name for name in file.schema_arrow.names if name in numbers]
+    for batch in file.iter_batches(BATCH_ROWS if HIDDEN not in kept else 16, columns=plain + kept):
         for i, row in enumerate(batch.select(plain).to_pylist()):
             yield decode_row(row) | {name: _array(batch[name][i]) for name in kept}
 

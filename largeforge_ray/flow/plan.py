@@ -21,6 +21,7 @@ from largeforge_ray.errors import ConfigError, ResourceError
 from largeforge_ray.flow.doctor import require_sandbox
 from largeforge_ray.flow.weights import weigh_models
 from largeforge_ray.models.hardware import Hardware
+from largeforge_ray.models.prune import count_layers
 from largeforge_ray.models.source import ModelSource, locate
 from largeforge_ray.models.tokenizer import tokenizer_hash
 from largeforge_ray.observe.hosted import check_tracking
@@ -97,6 +98,7 @@ def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
             continue
         planned[stage.name] = _plan_stage(stage, manifest, planned, store, folder, weights)
         _check_taught_here(stage, manifest, sources)
+        _check_hidden_here(stage, planned, sources)
     return Plan(manifest.name, tuple(planned.values()), sources, folder)
 
 
@@ -122,6 +124,20 @@ def _check_taught_here(stage: StageBase, manifest: Manifest, sources: dict[str, 
     if None not in folders and folders[0] != folders[1]:
         teacher, student = (tokenizer_hash(f) for f in folders if f is not None)
         check_vocabulary(teacher, student, taught.name)
+
+
+def _check_hidden_here(
+    stage: StageBase, planned: dict[str, PlannedStage], sources: dict[str, ModelSource]
+) -> None:
+    """Layers that the teacher does not have are refused now if its source tells how many there are."""
+    if not isinstance(stage, TeachStage) or stage.hidden is None or not isinstance(stage.teacher.model, str):
+        return
+    teacher = stage.teacher.model
+    adapted = planned[teacher].artifact_kind == "adapter"
+    source = sources.get("base" if adapted else teacher)
+    layers = count_layers(source) if source is not None else None
+    if layers is not None:
+        stage.check_layers(layers)
 
 
 def _plan_stage(
@@ -197,7 +213,7 @@ def _check_form(stage: Training, manifest: Manifest, folder: Path) -> None:
     taught = source if isinstance(source, TeachStage) else None
     given = form_of(folder / source.source) if isinstance(source, DatasetStage) else None
     check_form(stage.algorithm, taught.form if taught else given, source.name)
-    check_taught(stage.algorithm, taught.topk if taught else None, source.name)
+    check_taught(stage.algorithm, taught, source.name)
 
 
 def _check_length(stage: Training, manifest: Manifest) -> None:

@@ -14,12 +14,12 @@ from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import PlannedStage
 from largeforge_ray.flow.probing import is_probed, probe_adapter
 from largeforge_ray.flow.tracking import tracked
-from largeforge_ray.flow.training import make_tokens, reference_key
+from largeforge_ray.flow.training import algorithm_of, make_tokens, reference_key
 from largeforge_ray.observe import words
 from largeforge_ray.observe.trackers import Trackers
 from largeforge_ray.store import artifact_key
 from largeforge_ray.sweep import PackJob, Trial, run_sweep
-from largeforge_ray.train import PRODUCT, check_form, run_beside
+from largeforge_ray.train import PRODUCT, run_beside
 
 
 def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[str, Any]:
@@ -28,9 +28,8 @@ def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[s
 
     declared = context.manifest.stage(stage.name)
     assert isinstance(declared, SweepStage)
-    declared = declared.model_copy(update={"lora": Lora(**stage.config["lora"])})
-    dataset = context.artifact(declared.data.split(".")[0])
-    check_form(declared.algorithm, dataset.metrics.get("form"), dataset.name)
+    found = {"lora": Lora(**stage.config["lora"]), "algorithm": algorithm_of(context, declared)}
+    declared = declared.model_copy(update=found)
     with context.phase("ray start"):
         context.tools.connect()
     context.make_room(declared.processes)

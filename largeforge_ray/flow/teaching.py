@@ -22,6 +22,7 @@ from largeforge_ray.data.rows import part_path
 from largeforge_ray.errors import StageError
 from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.farming import Share, farm
+from largeforge_ray.flow.hidden import HiddenStates, hidden_states
 from largeforge_ray.flow.plan import PlannedStage, part_of
 from largeforge_ray.models.hardware import detect
 from largeforge_ray.models.tokenizer import tokenizer_hash
@@ -46,6 +47,9 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
     assert isinstance(declared, TeachStage)
     items = part_path(context.folder(declared.prompts), part_of(declared, "prompts"))
     total = count_rows(items.parent, items.stem) * declared.samples
+    hidden = _hidden(context, declared)
+    if hidden is not None:
+        context.emit(stage.name, "progress", {}, hidden.words(total))
     share = Share(partial(_engines, context, stage, declared), recipe_for(context, declared))
     most = int(declared.max_failed * total)
     journal = farm(context, stage, items, [share], total, ("kept", "dropped"), most)
@@ -54,7 +58,8 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
     if isinstance(declared.make, Preferences) and declared.make.reward_model:
         rows = _scored(context, declared.make.reward_model, rows)
     rows = _told(rows, funnel, folder)
-    made = write_rows(folder, "train", _apart(context, declared, _product(declared, rows), funnel))
+    rows = _apart(context, declared, _product(declared, rows), funnel)
+    made = write_rows(folder, "train", rows if hidden is None else hidden.beside(context, rows))
     if not made:
         common = funnel.common() or "none differs enough from the others"
         raise StageError(
@@ -62,11 +67,11 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
             "examples, raise samples, or look at the check and the filters"
         )
     facts: dict[str, Any] = {"form": declared.form, "prompts": total // declared.samples, "rows": made}
-    if declared.topk:
-        facts |= {
-            "topk": declared.topk,
-            "tokenizer": tokenizer_hash(context.folder(_whole_model(context, declared))),
-        }
+    if declared.topk or hidden is not None:
+        facts["tokenizer"] = tokenizer_hash(context.folder(_whole_model(context, declared)))
+        facts["topk"] = declared.topk
+    if hidden is not None:
+        facts["hidden"] = hidden.facts()
     return facts | funnel.numbers()
 
 
@@ -81,7 +86,8 @@ def recipe_for(context: RunContext, declared: TeachStage) -> AnswerRecipe:
         "samples": declared.samples,
         "keep": declared.stays,
         "adapter": adapter,
-        "topk": declared.topk,
+        # The states belong to the ids that were drawn.
+        "topk": 0 if declared.topk is None and declared.hidden is not None else declared.topk,
         "accept": _filters(context, declared),
     }
     if isinstance(make, Rationales):
@@ -105,6 +111,13 @@ def _teacher(context: RunContext, declared: TeachStage) -> tuple[str, str | None
         return f"{model.model} at {model.url}", None
     planned = context.plan[model]
     return planned.key, str(context.folder(model)) if planned.artifact_kind == "adapter" else None
+
+
+def _hidden(context: RunContext, declared: TeachStage) -> HiddenStates | None:
+    if declared.hidden is None:
+        return None
+    _, adapter = _teacher(context, declared)
+    return hidden_states(declared, context.folder(_whole_model(context, declared)), adapter)
 
 
 def _whole_model(context: RunContext, declared: TeachStage) -> str:

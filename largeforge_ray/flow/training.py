@@ -8,17 +8,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.config.algorithms import Grpo, OnPolicy
+from largeforge_ray.config.algorithms import Features, Grpo, OnPolicy
 from largeforge_ray.config.training import Lora, Training, TrainStage
 from largeforge_ray.flow.context import RunContext, stop_engine
 from largeforge_ray.flow.plan import PlannedStage, part_of
 from largeforge_ray.flow.probing import is_probed, probe_adapter
 from largeforge_ray.flow.tracking import tracked
+from largeforge_ray.models.prune import layers_in
 from largeforge_ray.models.tokenizer import tokenizer_hash
 from largeforge_ray.observe.trackers import Trackers
 from largeforge_ray.store import Artifact, artifact_key
 from largeforge_ray.train import TokenSpec, TrainJob, check_form, describe, train, write_tokens
-from largeforge_ray.train.words import check_vocabulary
+from largeforge_ray.train.words import check_vocabulary, match_layers
 
 
 def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict[str, Any]:
@@ -27,9 +28,7 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
     assert isinstance(declared, TrainStage)
     preset = declared.lora.preset if declared.lora else None
     lora = Lora(**stage.config["lora"]) if declared.lora else None
-    declared = declared.model_copy(update={"lora": lora})
-    dataset = context.artifact(declared.data.split(".")[0])
-    check_form(declared.algorithm, dataset.metrics.get("form"), dataset.name)
+    declared = declared.model_copy(update={"lora": lora, "algorithm": algorithm_of(context, declared)})
     with context.phase("ray start"):
         context.tools.connect()
     context.make_room(declared.processes)
@@ -79,6 +78,16 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
     }
 
 
+def algorithm_of(context: RunContext, declared: Training) -> Any:
+    """The algorithm with what it left to the data filled in. Raises ``DataError`` for rows it does not learn
+    from."""
+    dataset, algorithm = context.artifact(declared.data.split(".")[0]), declared.algorithm
+    check_form(algorithm, dataset.metrics.get("form"), dataset.name)
+    if isinstance(algorithm, Features):
+        return match_layers(algorithm, dataset.metrics["hidden"], layers_in(context.folder(declared.model)))
+    return algorithm
+
+
 def make_tokens(context: RunContext, declared: Training) -> Any:
     """The dataset as token ids, from the store if an earlier stage or trial made them."""
     name = declared.data.split(".")[0]
@@ -93,7 +102,7 @@ def make_tokens(context: RunContext, declared: Training) -> Any:
     }
     if declared.algorithm.taught:
         # The teacher's own tokens, and not those of its text.
-        config["taught"] = True
+        config["taught"] = declared.algorithm.taught
         check_vocabulary(dataset.metrics.get("tokenizer"), tokenizer_hash(Path(spec.model_dir)), name)
     if isinstance(declared.algorithm, Grpo):
         # Rows without a check are refused where nothing else judges.

@@ -135,7 +135,8 @@ class Engine:
             return Generation(request.request_id, prompt_tokens=len(ids), error=str(error))
         answer = output.outputs[0]
         tokens = len(answer.token_ids)
-        drawn_ids, logprobs = _drawn_tokens(answer) if request.prompt_ids or request.topk else ((), ())
+        asked = request.prompt_ids is not None or request.topk is not None
+        drawn_ids, logprobs = _drawn_tokens(answer) if asked else ((), ())
         return Generation(
             request_id=request.request_id,
             text=answer.text,
@@ -148,7 +149,7 @@ class Engine:
             else None,
             token_ids=drawn_ids,
             logprobs=logprobs,
-            likeliest=likeliest(answer.logprobs, request.topk) if request.topk else None,
+            likeliest=None if request.topk is None else likeliest(answer.logprobs, request.topk),
         )
 
     async def _score(self, request: ScoreRequest) -> TokenScores:

@@ -59,7 +59,7 @@ def with_signals(row: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     types = dict.fromkeys(SIGNALS, np.float16) | {"token_ids": np.int32, "topk_ids": np.int32}
-    return row | {n: row[n] and np.frombuffer(row[n], dtype=types[n]) for n in SIGNALS}
+    return row | {n: None if row[n] is None else np.frombuffer(row[n], dtype=types[n]) for n in SIGNALS}
 
 
 def _schema() -> Any:

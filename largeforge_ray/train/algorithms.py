@@ -6,6 +6,7 @@ from typing import Any
 
 from largeforge_ray.train.distill import DistillObjective
 from largeforge_ray.train.dpo import DpoObjective
+from largeforge_ray.train.features import FeaturesObjective
 from largeforge_ray.train.grpo import GrpoObjective
 from largeforge_ray.train.kto import KtoObjective
 from largeforge_ray.train.objective import Objective
@@ -19,6 +20,7 @@ from largeforge_ray.train.simpo import SimpoObjective
 OBJECTIVES: dict[str, type[Objective]] = {
     "sft": SftObjective,
     "distill": DistillObjective,
+    "features": FeaturesObjective,
     "rationale": RationaleObjective,
     "dpo": DpoObjective,
     "orpo": OrpoObjective,

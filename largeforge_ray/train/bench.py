@@ -52,7 +52,8 @@ class Bench:
         torch.manual_seed(stage.seed)
         mine = self._whole_model() if stage.lora is None else self._adapter(stage, name)
         self.model.train()
-        lane = self._lane(stage, name, mine)
+        objective = objective_for(stage.algorithm)
+        lane = self._lane(stage, name, objective, mine | objective.own(self.model, name))
         if not self.lanes and stage.batching == "packed" and stage.algorithm.name != "reward":
             self._refuse_leaking()
         self.lanes[name] = lane
@@ -74,9 +75,9 @@ class Bench:
     def _whole_model(self) -> dict[str, Any]:
         return dict(self.model.named_parameters())
 
-    def _lane(self, stage: Any, name: str, mine: dict[str, Any]) -> Any:
+    def _lane(self, stage: Any, name: str, objective: Objective, mine: dict[str, Any]) -> Any:
         """The weights as they are now, in float32, in a lane; the model goes on in its own precision."""
-        objective, dtype = objective_for(stage.algorithm), self.model.dtype
+        dtype = self.model.dtype
         divided = self.workers > 1 and stage.strategy != "ddp"
         if not divided:
             lane = Lane(name, stage, objective, mine, self.model)

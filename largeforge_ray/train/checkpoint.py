@@ -51,7 +51,9 @@ def save_checkpoint(folder: Path, bench: Bench, lane: Any, progress: Progress) -
         return
     product = folder / PRODUCT
     product.mkdir(parents=True)
-    weights = {n: state[state_name("weights", n, lane.name)] for n in lane.parameters}
+    # What the objective trains beside the model stays behind.
+    inside = {n for n, _ in bench.model.named_parameters()} & lane.parameters.keys()
+    weights = {n: state[state_name("weights", n, lane.name)] for n in lane.parameters if n in inside}
     if lane.stage.lora is None:
         save_model(bench, weights, product)
     else:

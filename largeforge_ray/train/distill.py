@@ -59,12 +59,8 @@ class DistillObjective(Objective):
     figures = ("hard", "soft")
 
     def sequences(self, row: dict[str, Any], other: dict[str, Any], render: Render) -> list[Encoded | None]:
-        answer = answer_ids(row)
-        turns = row["messages"][:-1]
-        prompt = render(turns, len(turns))
-        if prompt is None:
-            return [None]
-        return [Encoded(prompt.ids + answer, [False] * len(prompt.ids) + [True] * len(answer))]
+        check_signals(row)
+        return [taught_sequence(row, render)]
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, Batch]:
         return learned_logits(model, batch), batch
@@ -72,7 +68,11 @@ class DistillObjective(Objective):
     def loss(self, output: tuple[Tensor, Batch], known: Known) -> LossSum:
         o, (logits_NV, batch) = self.options, output
         hard_N, soft_N = hard_and_soft(
-            logits_NV, batch.targets_N, known.signals, temperature=o.temperature, kind=o.divergence
+            logits_NV,
+            batch.targets_N,
+            as_signals(known.signals),
+            temperature=o.temperature,
+            kind=o.divergence,
         )
         losses_N = o.alpha * hard_N + (1 - o.alpha) * o.temperature**2 * soft_N
         figures = {"hard": hard_N.detach(), "soft": soft_N.detach()}
@@ -80,8 +80,24 @@ class DistillObjective(Objective):
         return LossSum(losses_N.sum(), by_row)
 
 
-def answer_ids(row: dict[str, Any]) -> list[int]:
-    """The ids of a taught answer. Raises ``DataError`` if its signals are missing or do not fit together."""
+def taught_sequence(row: dict[str, Any], render: Render) -> Encoded | None:
+    """The prompt of a taught row and the ids of the answer as the teacher drew them."""
+    answer, turns = [int(i) for i in row["token_ids"]], row["messages"][:-1]
+    prompt = render(turns, len(turns))
+    if prompt is None:
+        return None
+    return Encoded(prompt.ids + answer, [False] * len(prompt.ids) + [True] * len(answer))
+
+
+def as_signals(columns: dict[str, Tensor]) -> Signals:
+    """What a token table holds of N learned tokens, each column end to end."""
+    tail_N = columns["tail_logprob"].float()
+    ids_NK, logps_NK = (columns[name].view(len(tail_N), -1) for name in ("topk_ids", "topk_logprobs"))
+    return Signals(ids_NK.long(), logps_NK.float(), tail_N)
+
+
+def check_signals(row: dict[str, Any]) -> None:
+    """Raises ``DataError`` if the signals of a taught answer are missing or do not fit together."""
     tokens, ids, logps, tail = (row.get(name) for name in SIGNALS)
     if tokens is None or ids is None or logps is None or tail is None:
         raise DataError("no probabilities of a teacher; set topk on the teach stage, or use algorithm: sft")
@@ -91,7 +107,6 @@ def answer_ids(row: dict[str, Any]) -> list[int]:
             f"{n} token_ids have {len(ids)} topk_ids, {len(logps)} topk_logprobs and {len(tail)} "
             "tail_logprob, and k, k and 1 belong to each; teach the rows again"
         )
-    return [int(i) for i in tokens]
 
 
 def divergence(

@@ -33,7 +33,7 @@ class Known:
 
     ``reference_S`` are summed log-probabilities of the reference, None if the algorithm compares
     with none; ``label_R`` whether a row's answer is good; ``context`` what ``Objective.context`` returned;
-    ``signals`` what the rows' source knows of their learned tokens, as its objective reads it.
+    ``signals`` what the rows' source knows of their learned tokens: of taught rows, columns by name.
     """
 
     reference_S: Tensor | None = None
@@ -56,6 +56,10 @@ class Objective:
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    def own(self, model: Any, lane: str) -> dict[str, Any]:
+        """Fresh parameters by name that are trained beside the model's, and are no part of the product."""
+        return {}
 
     def sequences(self, row: dict[str, Any], other: dict[str, Any], render: Render) -> list[Encoded | None]:
         """A row's sequences; ``other`` is its neighbour. None stands for one that is too long."""

@@ -14,21 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.data.chat import IGNORED, render_chat, render_prompt
-from largeforge_ray.data.rows import read_rows
+from largeforge_ray.data.rows import HIDDEN, NUMBERS, SIGNALS, read_rows
 from largeforge_ray.errors import DataError
 from largeforge_ray.train.algorithms import objective_for
 from largeforge_ray.train.batch import Encoded
-from largeforge_ray.train.distill import Signals
 from largeforge_ray.train.template import use_training_template
 
-ROWS_PER_TASK = 2000
+ROWS_PER_TASK = {None: 2000, "topk": 200, "hidden": 20}
+"""By what is kept of a teacher: some hundred times the bytes of others, and some thousand times."""
 TASKS_IN_FLIGHT = 8
 TASK = ("messages", "check", "answer")
 """What an answer to a prompt is judged by."""
-TAUGHT = ("topk_ids", "topk_logprobs", "tail_logprob")
-"""What is known of the teacher at the learned tokens, as ``data.rows`` has it."""
-TAUGHT_ROWS_PER_TASK = 200
-"""Of some hundred times the bytes of others."""
+TAUGHT = {None: (), "topk": SIGNALS[1:], "hidden": (HIDDEN,)}
+"""What is known of the teacher at the learned tokens, as ``data.rows`` has it, by the option that kept it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class TokenSpec:
     max_tokens: int
 
 
-def _schema(taught: bool = False) -> Any:
+def _schema(taught: str | None = None) -> Any:
     import pyarrow as pa
 
     columns = [
@@ -52,8 +50,8 @@ def _schema(taught: bool = False) -> Any:
         ("lengths", pa.list_(pa.int32())),
         ("learned", pa.list_(pa.int32())),
     ]
-    signals = [pa.list_(pa.int32()), pa.list_(pa.float16()), pa.list_(pa.float16())]
-    return pa.schema(columns + list(zip(TAUGHT, signals, strict=True)) * taught)
+    signals = [(n, pa.list_(pa.int32() if n == "topk_ids" else pa.float16())) for n in TAUGHT[taught]]
+    return pa.schema(columns + signals)
 
 
 def encode_rows(rows: Sequence[dict[str, Any]], first: int, spec: TokenSpec) -> tuple[Any, list[int]]:
@@ -98,7 +96,7 @@ def encode_rows(rows: Sequence[dict[str, Any]], first: int, spec: TokenSpec) -> 
                 "task": json.dumps({f: row[f] for f in TASK}) if prompts else None,
                 "lengths": [len(s.ids) for s in whole],
                 "learned": [sum(s.learn[1:]) for s in whole],
-                **{name: row.get(name) for name in TAUGHT},
+                **{name: row.get(name) for name in TAUGHT[spec.algorithm.taught]},
             }
         )
     return pa.RecordBatch.from_pylist(encoded, schema=_schema(spec.algorithm.taught)), left_out
@@ -141,9 +139,9 @@ def write_tokens(dataset: Path, part: str, spec: TokenSpec, folder: Path, name: 
     }
 
 
-def _blocks(dataset: Path, part: str, taught: bool) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    rows, first = read_rows(dataset, part, signals=taught), 0
-    while block := list(itertools.islice(rows, TAUGHT_ROWS_PER_TASK if taught else ROWS_PER_TASK)):
+def _blocks(dataset: Path, part: str, taught: str | None) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    rows, first = read_rows(dataset, part, numbers=("token_ids", *TAUGHT[taught]) if taught else ()), 0
+    while block := list(itertools.islice(rows, ROWS_PER_TASK[taught])):
         yield first, block
         first += len(block)
 
@@ -194,19 +192,15 @@ class TokenTable:
         return task
 
     def signals(self, rows: Sequence[int], device: Any) -> Any:
-        """What is known of the learned tokens of ``rows``, in order; None of rows that were not taught."""
+        """What is known of the learned tokens of ``rows``: the columns of ``TAUGHT``, each end to end."""
         import numpy as np
         import torch
-
-        if TAUGHT[0] not in self._table.column_names:
-            return None
 
         def joined(name: str) -> Any:
             cells = [self._table[name][r].values.to_numpy() for r in rows]
             return torch.from_numpy(np.concatenate(cells)).to(device)
 
-        ids, logps, tail = map(joined, TAUGHT)
-        return Signals(ids.view(len(tail), -1).long(), logps.view(len(tail), -1).float(), tail.float())
+        return {n: joined(n) for n in self._table.column_names if n in NUMBERS}
 
     @cached_property
     def lengths(self) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from largeforge_ray.config.algorithms import Grpo, OnPolicy
 from largeforge_ray.config.training import DIVIDES_WEIGHTS, TrainStage
-from largeforge_ray.errors import DataError
+from largeforge_ray.errors import ConfigError, DataError
 
 GIB = 1024**3
 NEEDS = {
@@ -28,16 +28,46 @@ def check_form(algorithm: Any, form: str | None, dataset: str) -> None:
         )
 
 
-def check_taught(algorithm: Any, topk: int | None, dataset: str) -> None:
-    """Refuse rows without the teacher's probabilities that are to be learned from. Raises ``DataError``.
+KEPT = {"topk": ("probabilities", "topk: 32"), "hidden": ("hidden states", "hidden: [9, 19]")}
+"""What an option of a teach stage keeps at every token, and an example of it."""
 
-    ``topk`` is the teach stage's, None of other data.
+
+def check_taught(algorithm: Any, source: Any, dataset: str) -> None:
+    """Refuse rows without what is to be learned of a teacher beside its answers. Raises ``DataError``.
+
+    ``source`` is the teach stage, None of other data.
     """
-    if algorithm.taught and topk is None:
+    if algorithm.taught and getattr(source, algorithm.taught, None) is None:
+        what, example = KEPT[algorithm.taught]
         raise DataError(
-            f"algorithm '{algorithm.name}' learns from a teacher's probabilities at every token, and dataset "
-            f"'{dataset}' holds none; name a teach stage with topk (such as 32), or use algorithm: sft"
+            f"algorithm '{algorithm.name}' learns from a teacher's {what} at every token, and "
+            f"dataset '{dataset}' holds none; name a teach stage with {algorithm.taught} "
+            f"(such as {example}), or use algorithm: sft"
         )
+
+
+def match_layers(algorithm: Any, hidden: dict[str, Any], student_layers: int) -> Any:
+    """The algorithm ``features`` with a layer of the student for each of the teacher's, and their width.
+
+    ``hidden`` is the dataset's own record: the teacher's ``layers`` of how many (``of``), and ``width``.
+    Raises ``ConfigError`` for layers that are not there.
+    """
+    layers = algorithm.layers
+    if layers is None:
+        # A layer's share of the way through the model: the last one's is the last.
+        shares = [(layer + 1) / hidden["of"] for layer in hidden["layers"]]
+        layers = [max(0, round(share * student_layers) - 1) for share in shares]
+    if len(layers) != len(hidden["layers"]):
+        raise ConfigError(
+            f"algorithm.layers names {len(layers)} layers of the student and the teacher's states are of "
+            f"{len(hidden['layers'])} ({', '.join(map(str, hidden['layers']))}); name one for each"
+        )
+    if not all(0 <= layer < student_layers for layer in layers):
+        raise ConfigError(
+            f"algorithm.layers {layers} goes beyond the student's layers 0 to {student_layers - 1}; "
+            "name others"
+        )
+    return algorithm.model_copy(update={"layers": layers, "width": hidden["width"]})
 
 
 def check_vocabulary(teacher: str | None, student: str, dataset: str) -> None:

@@ -16,6 +16,7 @@ from largeforge_ray.errors import DataError
 from largeforge_ray.flow import make_plan
 from largeforge_ray.models.tokenizer import tokenizer_hash
 from largeforge_ray.store import open_store
+from largeforge_ray.train.distill import as_signals
 from largeforge_ray.train.words import check_taught, check_vocabulary
 from tests.unit._tiny import bench_of, make_rows, stage_of, table_of, taught, tiny_model
 from tests.unit.test_chat_mask import CHATML, WITH_DEFAULT_SYSTEM, tokenizer_with
@@ -216,7 +217,7 @@ def test_the_answer_is_the_teacher_s_tokens_and_not_its_text_tokenised_again(
     )
     assert sequence.ids == [*prompt, *answer]
     assert sequence.learn == [False] * len(prompt) + [True] * len(answer)
-    signals = table.signals([0], "cpu")
+    signals = as_signals(table.signals([0], "cpu"))
     assert signals.ids_NK.flatten().tolist() == row["topk_ids"]
     assert signals.tail_N.tolist() == row["tail_logprob"].tolist()
 
@@ -265,9 +266,9 @@ def test_32_probabilities_cost_at_most_120_bytes_a_token_on_disk_and_come_back_a
     write_rows(tmp_path, "train", rows)
     plain, whole = ((tmp_path / f"{part}.parquet").stat().st_size for part in ("test", "train"))
     assert 60 * tokens < whole - plain <= 120 * tokens
-    for row, found in zip(rows, read_rows(tmp_path, "train", signals=True), strict=True):
+    for row, found in zip(rows, read_rows(tmp_path, "train", numbers=SIGNALS), strict=True):
         assert all((found[name] == row[name]).all() for name in SIGNALS)
-    assert next(read_rows(tmp_path, "test", signals=True))["topk_ids"] is None
+    assert next(read_rows(tmp_path, "test", numbers=SIGNALS))["topk_ids"] is None
     assert not set(SIGNALS) & set(next(read_rows(tmp_path, "train"))), "who does not ask pays nothing"
 
 
@@ -325,4 +326,3 @@ stages:
 
 def test_only_what_reads_probabilities_asks_for_them() -> None:
     check_taught(stage_of("sft").algorithm, None, "rows")
-    check_taught(stage_of("distill").algorithm, 1, "rows")

@@ -37,8 +37,10 @@ def plain_distillation(bench: Any, table: Any, i: int) -> list[float]:
     """Each token's loss of a taught row from the whole distribution of the student, class by class."""
     import torch
 
+    from largeforge_ray.train.distill import as_signals
+
     o, (s,) = bench.stage.algorithm, table.row(i)
-    known = table.signals([i], "cpu")
+    known = as_signals(table.signals([i], "cpu"))
     with torch.no_grad():
         logits = bench.model(input_ids=torch.tensor([s.ids]), use_cache=False).logits[0].double().tolist()
     losses = []
