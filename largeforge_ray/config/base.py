@@ -40,6 +40,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Split(Strict):
+    """Held-out share, chosen by each row's content hash: adding rows moves none of the others. 0 holds none
+    out."""
+
+    test: float = Field(0.2, ge=0.0, lt=1.0)
+
+
 class StageBase(Strict):
     """What every stage has. ``references`` maps a field path to the stage it names."""
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from largeforge_ray.config.algorithms import ALGORITHMS
-from largeforge_ray.config.base import Strict
+from largeforge_ray.config.base import Split, Strict
 from largeforge_ray.config.filters import FILTERS
 from largeforge_ray.config.manifest import Manifest, ModelConfig, ReferenceProblem, Rope, in_dependency_order
 from largeforge_ray.config.merging import MergeStage
@@ -22,7 +22,6 @@ from largeforge_ray.config.stages import (
     Gate,
     ModelStage,
     PromoteStage,
-    Split,
 )
 from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SEARCHES, STOPPERS, SweepStage

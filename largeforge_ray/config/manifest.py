@@ -156,7 +156,9 @@ def _check_part(path: tuple[str | int, ...], source: StageBase, field: str, ref:
         raise ReferenceProblem(path, f"'{ref}' holds items to test on; train on '{source.name}.train'")
     if isinstance(source, TeachStage):
         raise ReferenceProblem(
-            path, f"'{source.name}' makes rows to train on and holds none out; name a dataset stage"
+            path,
+            f"'{source.name}' makes rows to train on; what it holds out measures a training and has no check "
+            "to judge an answer by; name a dataset stage",
         )
     if isinstance(source, DatasetStage) and not source.split.test:
         raise ReferenceProblem(

@@ -6,19 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from largeforge_ray.config.base import Ref, StageBase, Strict
+from largeforge_ray.config.base import Ref, Split, StageBase, Strict
 from largeforge_ray.config.merging import MergeStage
 from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.teaching import TeachStage
 from largeforge_ray.config.training import TrainStage
-
-
-class Split(Strict):
-    """Held-out share, chosen by each row's content hash: adding rows moves none of the others. 0 holds none
-    out."""
-
-    test: float = Field(0.2, ge=0.0, lt=1.0)
 
 
 class DatasetStage(StageBase):

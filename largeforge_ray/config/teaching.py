@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from largeforge_ray.config.algorithms import Form
-from largeforge_ray.config.base import Ref, StageBase, Strict, by_name
+from largeforge_ray.config.base import Ref, Split, StageBase, Strict, by_name
 from largeforge_ray.config.filters import Contamination, Filter
 from largeforge_ray.errors import ConfigError
 from largeforge_ray.types import Message, Sampling
@@ -163,6 +163,7 @@ class TeachStage(StageBase):
     make: Make = Answers()
     samples: int = Field(4, ge=1, le=64)
     keep: Literal["verified", "all"] = "verified"
+    split: Split = Split(test=0.0)
     filters: list[Filter] = Field([], description="In their order; the first that refuses is the reason.")
     topk: int | None = Field(
         None, ge=1, description="Keep the teacher's most likely tokens at every place of an answer."

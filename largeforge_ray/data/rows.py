@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,22 @@ def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> int:
         writer.add(row)
     writer.close()
     return writer.count
+
+
+def write_split(
+    folder: Path, rows: Iterable[dict[str, Any]], held_out: Callable[[Any], bool]
+) -> dict[str, int]:
+    """Write the rows as ``train``, and those that are ``held_out`` as ``test`` if there are any; returns the
+    number of rows of each."""
+    writers = {"train": RowWriter(folder, "train")}
+    for row in rows:
+        part = "test" if held_out(row) else "train"
+        if part not in writers:
+            writers[part] = RowWriter(folder, part)
+        writers[part].add(row)
+    for writer in writers.values():
+        writer.close()
+    return {part: writers[part].count if part in writers else 0 for part in PARTS}
 
 
 def part_path(folder: Path, part: str) -> Path:

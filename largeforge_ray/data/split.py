@@ -21,3 +21,9 @@ def row_hash(messages: Sequence[Message], answer: Any = None) -> str:
 def is_test(digest: str, share: float) -> bool:
     """Whether a row with this hash is held out: the same answer on every machine and in every order."""
     return int(digest[:13], 16) / 16**13 < share
+
+
+def is_test_of_part(messages: Sequence[Message], share: float) -> bool:
+    """``is_test`` for what is asked in a part that was split by it already: by another hash, because that
+    part's are all on one side."""
+    return is_test(row_hash(messages, "split again"), share)

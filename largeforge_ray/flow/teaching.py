@@ -17,8 +17,10 @@ from largeforge_ray.config.teaching import (
     Revisions,
     TeachStage,
 )
-from largeforge_ray.data import count_rows, read_rows, write_rows
-from largeforge_ray.data.rows import part_path
+from largeforge_ray.data import count_rows, read_rows
+from largeforge_ray.data.forms import prompt_turns
+from largeforge_ray.data.rows import part_path, write_split
+from largeforge_ray.data.split import is_test_of_part
 from largeforge_ray.errors import StageError
 from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.farming import Share, farm
@@ -59,20 +61,31 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
         rows = _scored(context, declared.make.reward_model, rows)
     rows = _told(rows, funnel, folder)
     rows = _apart(context, declared, _product(declared, rows), funnel)
-    made = write_rows(folder, "train", rows if hidden is None else hidden.beside(context, rows))
-    if not made:
+    rows = rows if hidden is None else hidden.beside(context, rows)
+    parts = write_split(folder, rows, partial(_held_out, declared.split.test))
+    if not parts["train"]:
         common = funnel.common() or "none differs enough from the others"
         raise StageError(
             f"stage '{stage.name}': nothing could be made of {total} answers: {common}; show the teacher "
             "examples, raise samples, or look at the check and the filters"
         )
-    facts: dict[str, Any] = {"form": declared.form, "prompts": total // declared.samples, "rows": made}
+    facts: dict[str, Any] = {
+        "form": declared.form,
+        "prompts": total // declared.samples,
+        "rows": sum(parts.values()),
+        **parts,
+    }
     if declared.topk or hidden is not None:
         facts["tokenizer"] = tokenizer_hash(context.folder(_whole_model(context, declared)))
         facts["topk"] = declared.topk
     if hidden is not None:
         facts["hidden"] = hidden.facts()
     return facts | funnel.numbers()
+
+
+def _held_out(share: float, row: Row) -> bool:
+    """By what is asked: all that was made of a prompt is on one side."""
+    return is_test_of_part(prompt_turns(row["messages"]), share)
 
 
 def recipe_for(context: RunContext, declared: TeachStage) -> AnswerRecipe:

@@ -90,7 +90,12 @@ def made(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> tuple[St
         {"name": "answers", "filters": [{"name": "length", "max_words": 1}]},
         {"name": "rationales", "make": "rationales"},
         {"name": "pairs", "make": {"name": "preferences", "by": "judge"}},
-        {"name": "revisions", "make": {"name": "revisions", "pairs": True}, "keep": "all"},
+        {
+            "name": "revisions",
+            "make": {"name": "revisions", "pairs": True},
+            "keep": "all",
+            "split": {"test": 0.3},
+        },
         {"name": "others", "make": "prompts", "samples": 1, "max_failed": 0.0},
         price=price,
     )
@@ -134,6 +139,10 @@ def test_rationales_pairs_and_revisions_are_told_apart(made: tuple[Store, str]) 
     assert not any("wrong" in r["chosen"][0]["content"] for r in rows)
     artifact, rows = rows_of(store, "revisions")
     assert {r["chosen"][0]["content"] for r in rows} == {"A clearer answer."}
+    held_out = list(read_rows(store.fetch(artifact), "test"))
+    assert artifact.metrics["rows"] == len(rows) + len(held_out)
+    assert 0.1 < len(held_out) / artifact.metrics["rows"] < 0.5
+    assert not {r["messages"][0]["content"] for r in rows} & {r["messages"][0]["content"] for r in held_out}
     taught = read_teacher_rows(store.fetch(artifact))
     assert {len(r["turns"]) for r in taught if r["error"] is None} == {2}
 

@@ -226,7 +226,7 @@ def test_what_is_missing_or_malformed_is_refused_where_it_belongs(
         ("[base, tuned]", "[tuned]", "outcomes: outcomes", "does not evaluate base; add it to"),
         ("[base, tuned]", "[base]", "outcomes: outcomes", "compares base with 'tuned', but 'outcomes'"),
         ("data: rows", "data: prompts.test", "data:", "'prompts.test' holds items to test on; train on"),
-        ("items: prompts.test", "items: rows", "items:", "'rows' makes rows to train on and holds none out"),
+        ("items: prompts.test", "items: rows", "items:", "'rows' makes rows to train on"),
         ("- name: rows", "- name: prompts", "name: prompts\n", "two stages are named 'prompts'; rename"),
         ("- name: rows", "- name: base", "name: base", "'base' names the manifest's model; rename the"),
     ],

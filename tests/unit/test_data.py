@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largeforge_ray.data import content_identity, count_rows, ingest, is_test, read_rows, row_hash, write_rows
+from largeforge_ray.data.rows import write_split
+from largeforge_ray.data.split import is_test_of_part
 from largeforge_ray.data.ingest import asks_for
 from largeforge_ray.errors import ConfigError, DataError, ForgeError
 
@@ -328,3 +330,25 @@ def test_any_row_is_read_or_refused_with_its_place(row: Any) -> None:
         except ForgeError as error:
             message = str(error)
         assert message.startswith(place)
+
+
+def test_what_was_split_before_is_split_again(tmp_path: Path) -> None:
+    asked = [[{"role": "user", "content": f"question {i}"}] for i in range(400)]
+    part = [turns for turns in asked if not is_test(row_hash(turns), 0.5)]
+    assert 0.2 < sum(is_test_of_part(turns, 0.3) for turns in part) / len(part) < 0.4
+    rows = [
+        {"item_id": str(i), "item_hash": row_hash(turns), "messages": [*turns, said]}
+        for i, turns in enumerate(part)
+        for said in ({"role": "assistant", "content": text} for text in ("yes", "no"))
+    ]
+    counts = write_split(tmp_path, rows, lambda row: is_test_of_part(row["messages"][:1], 0.3))
+    found = {p: [row["item_id"] for row in read_rows(tmp_path, p)] for p in ("train", "test")}
+    assert counts == {p: len(ids) for p, ids in found.items()}
+    assert not set(found["train"]) & set(found["test"])
+    assert sum(counts.values()) == len(rows)
+
+
+def test_nothing_held_out_is_no_part(tmp_path: Path) -> None:
+    rows = [{"item_id": "1", "item_hash": "x", "messages": [{"role": "user", "content": "hello"}]}]
+    assert write_split(tmp_path, rows, lambda row: False) == {"train": 1, "test": 0}
+    assert not (tmp_path / "test.parquet").exists()
