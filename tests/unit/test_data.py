@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largeforge_ray.data import content_identity, count_rows, ingest, is_test, read_rows, row_hash, write_rows
+from largeforge_ray.data.ingest import asks_for
 from largeforge_ray.data.rows import write_split
 from largeforge_ray.data.split import is_test_of_part
-from largeforge_ray.data.ingest import asks_for
 from largeforge_ray.errors import ConfigError, DataError, ForgeError
 
 Row = dict[str, Any]
