@@ -39,6 +39,7 @@ _LISTED = (
     Metric("kl", "nats per token", "divergence from the base"),
     Metric("hard", "nats per token", "cross-entropy with the teacher's own tokens"),
     Metric("soft", "nats per token", "divergence of the student from the teacher's probabilities"),
+    Metric("features", "", "mean squared distance of the student's projected states from the teacher's"),
     Metric("engine_gap", "nats per token", "difference of engine and trainer about a drawn token"),
     Metric("epoch", "", "passes over the data"),
     Metric("tokens_per_s", "tokens/s", "tokens processed per second"),
