@@ -56,7 +56,7 @@ class PlannedStage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All stages in the order they run; the model is the first, under the name ``base``.
+    """All stages in the order they run; the model is the first, under the name ``base``, if one reads it.
 
     ``sources`` are where it and the model stages' models come from, by stage name.
     """
@@ -99,6 +99,9 @@ def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
         planned[stage.name] = _plan_stage(stage, manifest, planned, store, folder, weights)
         _check_taught_here(stage, manifest, sources)
         _check_hidden_here(stage, planned, sources)
+    if not any("base" in stage.inputs for stage in planned.values()):
+        # Where endpoints teach, nothing loads a model.
+        del planned["base"]
     return Plan(manifest.name, tuple(planned.values()), sources, folder)
 
 

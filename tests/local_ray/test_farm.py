@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from largeforge_ray.data import read_rows
 from largeforge_ray.store import Artifact, Store, open_store
 from largeforge_ray.teach import read_teacher_rows
 from tests.local_ray._chaos import attempt, strike
+from tests.local_ray.conftest import ENVIRONMENT, ROOT
 from tests.unit._endpoint import Asked, Reply, ScriptedServer, completion, refusal, servers
 from tests.unit._tiny import tiny_model
 
@@ -199,3 +202,35 @@ def test_a_spend_cap_ends_the_stage_and_keeps_what_was_paid_for(teacher: Teacher
     run = attempt(tmp_path, write_manifest(tmp_path, teacher.url, stage, price=price, max_usd=50.0))
     assert run.finish() == 0, run.log.read_text()
     assert "rows were already in the journal" in run.log.read_text()
+
+
+def test_the_farm_from_python_answers_without_a_model_of_its_own(teacher: Teacher, tmp_path: Path) -> None:
+    script = tmp_path / "farm.py"
+    script.write_text(
+        f"""\
+from train_jobs import SyntheticDataGenerator
+
+maker = SyntheticDataGenerator({{"url": "{teacher.url}", "model": "big"}}, store="forge", max_tokens=64)
+prompts = [{{"prompt": f"What is item {{i}}: {{i}} + 1?", "answer": i + 1, "check": "number"}} for i in (1, 2)]
+data = maker.generate_sft_data(prompts, num_samples=3)
+print("rows", [row["messages"][1]["content"] for row in data.rows()])
+print("taught", len(list(data.teacher_rows())), data.metrics["kept"])
+again = maker.generate_sft_data(prompts, num_samples=3)
+print("again", again.key == data.key)
+"""
+    )
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    lines = dict(line.split(" ", 1) for line in run.stdout.splitlines() if " " in line)
+    assert lines["rows"] == "['2', '3']"
+    assert lines["taught"].startswith("6 ")
+    assert lines["again"] == "True"
+    assert "  base " not in run.stdout, "no model is loaded where an endpoint answers"

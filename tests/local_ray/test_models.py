@@ -1,4 +1,4 @@
-"""Stages that make models: a merged one, and a student that is trained in place of the base."""
+"""Stages that make models: a merged one, and students that are trained in place of the base."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from largeforge_ray.data.rows import HIDDEN, read_rows
 from largeforge_ray.store import Store, open_store
 from tests.local_ray.conftest import Done, largeforge
 from tests.unit._tiny import make_rows, tiny_model
@@ -15,9 +16,9 @@ from tests.unit._tiny import make_rows, tiny_model
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Done]:
-    """One run of a manifest that makes both, by the command a user types, with a model of two layers."""
+    """One run of a manifest that makes them, by the command a user types, with a model of two layers."""
     folder: Path = tmp_path_factory.mktemp("models")
-    tiny_model(folder)
+    tiny_model(folder, head_dim=32)
     rows = [{"messages": row["messages"]} for row in make_rows("chat", 24)]
     (folder / "chats.json").write_text(json.dumps(rows))
     train = {"kind": "train", "data": "chats", "precision": "float32", "learning_rate": 0.01, "probe": False}
@@ -30,6 +31,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Done]:
             {"name": "merged", "kind": "merge", "adapter": "tuned"},
             {"name": "small", "kind": "student", "layers": [1]},
             train | {"name": "taught", "model": "small", "lora": None},
+            {
+                "name": "said",
+                "kind": "teach",
+                "prompts": "chats",
+                "samples": 2,
+                "keep": "all",
+                "hidden": [0, 1],
+                "split": {"test": 0.3},
+                "teacher": {"temperature": 1.0, "max_tokens": 24},
+            },
+            train
+            | {
+                "name": "alike",
+                "model": "small",
+                "lora": None,
+                "data": "said",
+                "algorithm": "features",
+                "keep": "best",
+            },
         ],
     }
     (folder / "m.yaml").write_text(yaml.safe_dump(manifest))
@@ -67,3 +87,19 @@ def test_a_student_is_trained_in_place_of_the_base(made: tuple[Store, Done]) -> 
     assert transformers.AutoModelForCausalLM.from_pretrained(trained).config.num_hidden_layers == 1
     assert transformers.AutoTokenizer.from_pretrained(trained).chat_template
     assert any(small.key in one.parents for one in store.artifacts() if one.kind == "tokens")
+
+
+def test_a_student_becomes_like_its_teacher_inside(made: tuple[Store, Done]) -> None:
+    import transformers
+
+    store, done = made
+    assert "hidden states of 2 layers x 32 x 2 bytes: 128 bytes a token" in done.out
+    said, alike = store.get("said"), store.get("alike")
+    assert said.metrics["hidden"] == {"layers": [0, 1], "of": 2, "width": 32}
+    rows = list(read_rows(store.fetch(said), "test", numbers=("token_ids", HIDDEN)))
+    assert rows
+    assert all(len(row[HIDDEN]) == 64 * len(row["token_ids"]) for row in rows)
+    held_out = alike.metrics["held_out"]
+    assert held_out["after"]["features"] < held_out["before"]["features"]
+    trained = transformers.AutoModelForCausalLM.from_pretrained(store.fetch(alike))
+    assert trained.num_parameters() == alike.metrics["trainable_parameters"] - 2 * 32 * 32

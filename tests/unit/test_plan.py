@@ -323,3 +323,17 @@ def test_a_preset_is_another_way_to_write_its_values(home: Path, store: Store) -
         "dora": False,
         "quantize": None,
     }
+
+
+def test_a_model_that_nothing_reads_is_not_made_ready(home: Path, store: Store) -> None:
+    endpoint = "{url: http://127.0.0.1:9/v1, model: big}"
+    manifest = parse_manifest(
+        f"""\
+name: demo
+model: {{source: model, max_model_len: 512}}
+stages:
+  - {{name: prompts, kind: dataset, source: orders.jsonl, split: {{test: 0.5}}}}
+  - {{name: rows, kind: teach, prompts: prompts, teacher: {{model: {endpoint}}}}}
+"""
+    )
+    assert [stage.name for stage in make_plan(manifest, store, home).stages] == ["prompts", "rows"]
