@@ -211,7 +211,8 @@ def test_the_farm_from_python_answers_without_a_model_of_its_own(teacher: Teache
 from train_jobs import SyntheticDataGenerator
 
 maker = SyntheticDataGenerator({{"url": "{teacher.url}", "model": "big"}}, store="forge", max_tokens=64)
-prompts = [{{"prompt": f"What is item {{i}}: {{i}} + 1?", "answer": i + 1, "check": "number"}} for i in (1, 2)]
+prompts = [{{"prompt": f"What is item {{i}}: {{i}} + 1?", "answer": i + 1, "check": "number"}}
+           for i in (1, 2)]
 data = maker.generate_sft_data(prompts, num_samples=3)
 print("rows", [row["messages"][1]["content"] for row in data.rows()])
 print("taught", len(list(data.teacher_rows())), data.metrics["kept"])

@@ -332,7 +332,7 @@ def test_a_model_that_nothing_reads_is_not_made_ready(home: Path, store: Store) 
 name: demo
 model: {{source: model, max_model_len: 512}}
 stages:
-  - {{name: prompts, kind: dataset, source: orders.jsonl, split: {{test: 0.5}}}}
+  - {{name: prompts, kind: dataset, source: data/orders.jsonl, split: {{test: 0.5}}}}
   - {{name: rows, kind: teach, prompts: prompts, teacher: {{model: {endpoint}}}}}
 """
     )
