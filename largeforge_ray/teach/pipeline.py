@@ -27,6 +27,8 @@ STOPPED = "stopped"
 IN_FLIGHT = 6
 """Tasks that keep an engine full."""
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -77,8 +79,8 @@ def run_farm(
     ``items`` is a dataset part (Parquet), ``engines`` actor handles with ``generate``; ``total`` rows are
     made about. ``on_batch`` gets the small numbers of each finished batch, in the driver.
 
-    Raises ``StageError`` with the words of the ``ForgeError`` of an engine that can go on no more, such as
-    one whose money is spent.
+    Raises ``StageError`` with the words of an engine that can go on no more, such as one whose money is
+    spent.
     """
     pipeline = build_pipeline(items, recipe, engines=engines, journal=journal, batch=batch_rows(total))
     batches = iter(pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
@@ -133,11 +135,18 @@ def _ask(batch: Any, *, recipe: Recipe, engines: list[Any], journal: Any) -> Any
     work = [_find(row, recipe) for row in batch.to_pylist()]
     try:
         rows = _rows(work, recipe, engines)
-    except ForgeError as error:
+    except Exception as error:
         # Ray Data would wrap it in traces; as a row it reaches the driver in its own words.
-        return pa.Table.from_pylist([{STOPPED: str(getattr(error, "cause", error))}])
+        _log.exception("a batch of the farm failed")
+        return pa.Table.from_pylist([{STOPPED: _words(error)}])
     journal.append(rows)
     return pa.Table.from_pylist([recipe.numbers(r) for r in rows])
+
+
+def _words(error: Exception) -> str:
+    """What an engine said, without the trace that a Ray error carries."""
+    said = getattr(error, "cause", error)
+    return str(said) if isinstance(said, ForgeError) else f"{type(said).__name__}: {said}"
 
 
 def _rows(work: list[Work], recipe: Recipe, engines: list[Any]) -> list[dict[str, Any]]:

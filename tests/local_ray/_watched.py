@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ class WatchedEngine(Engine):
     async def _one(self, request: GenerateRequest) -> Generation:
         if request.messages[-1]["content"].startswith(POISON):
             for child in psutil.Process().children():
-                if "EngineCore" in " ".join(child.cmdline()):
-                    os.kill(child.pid, signal.SIGKILL)
+                # One that dies at this moment has no command line any more.
+                with suppress(psutil.Error, ProcessLookupError):
+                    if "EngineCore" in " ".join(child.cmdline()):
+                        os.kill(child.pid, signal.SIGKILL)
         made = await super()._one(request)
         if made.error is None:
             with self.notes.open("a") as file:
