@@ -33,6 +33,8 @@ from largeforge_ray.train.words import check_taught, check_vocabulary
 
 ENGINE_GIB, TRAINER_GIB, CLUSTER_GIB = 3.5, 2.5, 1.5
 """Memory beside the weights of an engine (1 GiB of it KV cache), a training worker, and Ray itself."""
+FARMS = ("teach", "evaluate")
+"""Kinds whose rows Ray Data brings to engines; it needs a CPU that no engine holds, or waits for ever."""
 WEIGHT_COPIES = {"teach": 1, "evaluate": 1, "promote": 1, "merge": 3, "model": 3, "student": 0}
 TRAINED_COPIES, WHOLE_COPIES = 3, 10
 """Of bfloat16 weights in a training of an adapter while it loads, and of all of them: 2 bytes each of weight
@@ -258,7 +260,7 @@ def _resources(kind: str, weights_gib: float, processes: int = 1) -> dict[str, f
         return {"cpus": 0, "gpus": 0, "memory_gib": 0.3}
     beside = {"model": 1.0, "student": 1.0, "merge": 1.5}.get(kind, ENGINE_GIB)
     memory = CLUSTER_GIB + processes * (beside + WEIGHT_COPIES[kind] * weights_gib)
-    return {"cpus": 1.0 * processes, "gpus": 0, "memory_gib": round(memory, 1)}
+    return {"cpus": 1.0 * processes + (kind in FARMS), "gpus": 0, "memory_gib": round(memory, 1)}
 
 
 def _engines_gib(stage: Training, planned: dict[str, PlannedStage], weights: dict[str, float]) -> list[float]:
@@ -299,7 +301,7 @@ def check_resources(plan: Plan, hardware: Hardware) -> None:
         if stage.resources["cpus"] > hardware.cpus:
             raise ResourceError(
                 f"stage '{stage.name}' asks for {stage.resources['cpus']:.0f} CPUs, "
-                f"there are {hardware.cpus}; lower workers"
+                f"there are {hardware.cpus}; lower {'engines' if stage.kind in FARMS else 'workers'}"
             )
     if plan.missing and hardware.disk_gib < 2.0:
         raise ResourceError(

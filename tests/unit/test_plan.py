@@ -229,7 +229,7 @@ def lack(plan: Plan, **hardware: Any) -> str:
 
 def test_a_machine_with_room_for_every_stage_is_accepted(home: Path, store: Store) -> None:
     check_resources(planned(home, store), ROOMY)
-    check_resources(planned(home, store), Hardware(cpus=1, gpus=0, memory_gib=5.1, disk_gib=2.0))
+    check_resources(planned(home, store), Hardware(cpus=2, gpus=0, memory_gib=5.1, disk_gib=2.0))
 
 
 def test_too_little_memory_names_the_stage_the_need_and_what_is_there(home: Path, store: Store) -> None:
@@ -243,6 +243,8 @@ def test_too_little_memory_names_the_stage_the_need_and_what_is_there(home: Path
 def test_more_workers_than_cpus_are_refused(home: Path, store: Store) -> None:
     plan = planned(home, store, "workers: 1", "workers: 4")
     assert lack(plan, cpus=2) == "stage 'tuned' asks for 4 CPUs, there are 2; lower workers"
+    plan = planned(home, store, "samples: 2", "samples: 2, engines: 2")
+    assert lack(plan, cpus=2) == "stage 'rows' asks for 3 CPUs, there are 2; lower engines"
     check_resources(plan, ROOMY)
 
 
