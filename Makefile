@@ -32,8 +32,8 @@ lint: $(VENV)/.installed ## ruff and mypy, nothing is changed
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-# objectives wants a folder of rows: python -m benchmarks.objectives --data DIR
-BENCHMARKS = $(filter-out benchmarks/objectives.py,$(wildcard benchmarks/[a-z]*.py))
+# These two want a folder of rows: python -m benchmarks.objectives --data DIR
+BENCHMARKS = $(filter-out benchmarks/objectives.py benchmarks/soft_labels.py,$(wildcard benchmarks/[a-z]*.py))
 bench: $(VENV)/.installed ## measure the ratios on this machine, one benchmark after the other
 	@set -e; for file in $(BENCHMARKS); do \
 	  echo "== $$file"; $(PYTHON) -m "benchmarks.$$(basename "$$file" .py)"; done
@@ -46,6 +46,7 @@ bench-teach: $(VENV)/.installed ## the farm's and distillation's ratios only
 	$(PYTHON) -m benchmarks.farm_ratios
 	$(PYTHON) -m benchmarks.farm_scale
 	$(PYTHON) -m benchmarks.distill_ratios
+	$(PYTHON) -m benchmarks.draft
 
 lock: $(VENV)/.installed ## write requirements/cpu.txt anew (UPGRADE=1: newest versions)
 	@requirements/bootstrap.sh lock $(VENV)
