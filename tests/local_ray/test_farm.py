@@ -218,6 +218,8 @@ print("rows", [row["messages"][1]["content"] for row in data.rows()])
 print("taught", len(list(data.teacher_rows())), data.metrics["kept"])
 again = maker.generate_sft_data(prompts, num_samples=3)
 print("again", again.key == data.key)
+pairs = maker.generate_preference_data(prompts)
+print("pairs", [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in pairs.rows()])
 """
     )
     run = subprocess.run(
@@ -234,4 +236,6 @@ print("again", again.key == data.key)
     assert lines["rows"] == "['2', '3']"
     assert lines["taught"].startswith("6 ")
     assert lines["again"] == "True"
+    # With the seeds that follow from these prompts, all four answers to the second one are right.
+    assert lines["pairs"] == "[('2', '3, wrong')]"
     assert "  base " not in run.stdout, "no model is loaded where an endpoint answers"
