@@ -25,7 +25,7 @@ from largeforge_ray.types import GenerateRequest, Generation
 FEWEST, MOST, TASKS = 8, 256, 4000
 STOPPED = "stopped"
 IN_FLIGHT = 6
-"""Batches that keep an engine full."""
+"""Tasks that keep an engine full."""
 
 _log = logging.getLogger(__name__)
 
@@ -105,25 +105,18 @@ def build_pipeline(items: Path, recipe: Recipe, *, engines: Sequence[Any], journ
     # Few rows left to make are no mistake.
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
     missing = partial(_missing, recipe=recipe, done=ray.put(journal.index()))
-    at_once = IN_FLIGHT * len(engines)
+    ask = partial(_ask, recipe=recipe, engines=list(engines), journal=journal)
     return (
         ray.data.read_parquet(str(items))
         .flat_map(missing, num_cpus=0.1)
         # Neighbours stay together: what they share of their prompts is computed once.
         .repartition(target_num_rows_per_block=batch)
-        # Threads of one process: they wait for engines, and each process more would start beside those.
         .map_batches(
-            _Asker,
-            fn_constructor_args=(recipe, list(engines), journal),
+            ask,
             batch_size=batch,
             batch_format="pyarrow",
             num_cpus=0.1,
-            compute=ray.data.ActorPoolStrategy(
-                size=1,
-                max_tasks_in_flight_per_actor=at_once,
-                max_concurrent_calls_per_actor=at_once,
-                enable_true_multi_threading=True,
-            ),
+            compute=ray.data.TaskPoolStrategy(size=IN_FLIGHT * len(engines)),
         )
     )
 
@@ -135,25 +128,19 @@ def _missing(row: dict[str, Any], *, recipe: Recipe, done: Any) -> list[dict[str
     return [row | {"wanted": w.row_key} for w in recipe.work(decode_row(row)) if w.row_key not in finished]
 
 
-class _Asker:
-    """Answers batches of rows and journals them, several at a time; gives their numbers for the progress
-    line."""
+def _ask(batch: Any, *, recipe: Recipe, engines: list[Any], journal: Any) -> Any:
+    """Answer one batch of rows and journal them; returns their numbers for the progress line."""
+    import pyarrow as pa
 
-    def __init__(self, recipe: Recipe, engines: list[Any], journal: Any) -> None:
-        self._recipe, self._engines, self._journal = recipe, engines, journal
-
-    def __call__(self, batch: Any) -> Any:
-        import pyarrow as pa
-
-        work = [_find(row, self._recipe) for row in batch.to_pylist()]
-        try:
-            rows = _rows(work, self._recipe, self._engines)
-        except Exception as error:
-            # Ray Data would wrap it in traces; as a row it reaches the driver in its own words.
-            _log.exception("a batch of the farm failed")
-            return pa.Table.from_pylist([{STOPPED: _words(error)}])
-        self._journal.append(rows)
-        return pa.Table.from_pylist([self._recipe.numbers(r) for r in rows])
+    work = [_find(row, recipe) for row in batch.to_pylist()]
+    try:
+        rows = _rows(work, recipe, engines)
+    except Exception as error:
+        # Ray Data would wrap it in traces; as a row it reaches the driver in its own words.
+        _log.exception("a batch of the farm failed")
+        return pa.Table.from_pylist([{STOPPED: _words(error)}])
+    journal.append(rows)
+    return pa.Table.from_pylist([recipe.numbers(r) for r in rows])
 
 
 def _words(error: Exception) -> str:

@@ -24,7 +24,7 @@ __all__ = ["table"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAMES = ["base", "prompts", "rows", "orders", "outcomes", "live"]
-ENGINE, TASK, TRAINER = "VLLM::EngineCore", "ray::MapWorker", "ray::RayTrainWorker"
+ENGINE, TASK, TRAINER = "VLLM::EngineCore", "ray::MapBatches", "ray::RayTrainWorker"
 
 
 def started(stage: str):
