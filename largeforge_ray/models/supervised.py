@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -41,6 +41,7 @@ class SupervisedEngine:
         self._vain = self._load = 0
         self._running, self._lone = 0, 0
         self._changed = asyncio.Condition()
+        self._death: asyncio.Future[None] | None = None
 
     @property
     def start_seconds(self) -> float:
@@ -90,7 +91,7 @@ class SupervisedEngine:
             async with self._turn(alone):
                 life = self.deaths
                 try:
-                    (answer,) = await getattr(self._engine, method)([request])
+                    (answer,) = await self._while_alive(getattr(self._engine, method)([request]))
                 except EngineDied:
                     self._revive(life)
                     shared, lone = shared + (not alone), lone + alone
@@ -98,6 +99,19 @@ class SupervisedEngine:
                     self._vain = 0
                     return answer
         return made(request.request_id, error=f"the engine died {lone} times while it had this request alone")
+
+    async def _while_alive(self, call: Coroutine[Any, Any, Any]) -> Any:
+        """What ``call`` returns. Raises ``EngineDied`` too if its engine is replaced meanwhile: whoever meets
+        the death first stops the old engine, and vLLM then tells those that wait for its answers nothing."""
+        self._death = self._death or asyncio.get_running_loop().create_future()
+        death, task = self._death, asyncio.ensure_future(call)
+        await asyncio.wait({death, task}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        # What it ends with is of no interest any more.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        task.cancel()
+        raise EngineDied("the engine was replaced")
 
     @asynccontextmanager
     async def _turn(self, alone: bool) -> AsyncIterator[None]:
@@ -120,6 +134,9 @@ class SupervisedEngine:
         """Start again, once for all that saw the same death. Nothing else runs meanwhile."""
         if life != self.deaths:
             return
+        death, self._death = self._death, None
+        if death is not None:
+            death.set_result(None)
         self.deaths += 1
         self._vain += 1
         if self._vain > VAIN_STARTS:

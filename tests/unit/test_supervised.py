@@ -128,3 +128,26 @@ def test_scores_survive_a_death_too() -> None:
         return await SupervisedEngine(Host(kills={2}).start).score([ScoreRequest(n, (1,)) for n in NAMES])
 
     assert [s.logprobs for s in asyncio.run(run())] == [(0.5,)] * len(NAMES)
+
+
+class SilentEngine(FragileEngine):
+    """As vLLM's when a new request meets the death first: the others are told nothing."""
+
+    async def generate(self, requests: list[GenerateRequest]) -> list[Generation]:
+        if self.host.starts == 1:
+            if requests[0].request_id != NAMES[-1]:
+                await asyncio.Event().wait()
+            raise EngineDied
+        return await super().generate(requests)
+
+
+def test_who_waits_for_an_engine_that_is_replaced_is_answered_by_the_next() -> None:
+    class SilentHost(Host):
+        def start(self) -> FragileEngine:
+            self.starts += 1
+            return SilentEngine(self)
+
+    host = SilentHost()
+    made = ask(host, *NAMES)
+    assert {name: one.text for name, one in made.items()} == {name: f"to {name}" for name in NAMES}
+    assert host.starts == 2
