@@ -213,6 +213,11 @@ class Engine:
                 self._adapters[folder] = handle
         return self._adapters[folder]
 
+    @property
+    def errored(self) -> bool:
+        """Whether the core is gone."""
+        return bool(self._llm.errored)
+
     def shutdown(self) -> None:
         """Stop the engine's processes and wait for them."""
         self._llm.shutdown()

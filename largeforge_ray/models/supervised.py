@@ -21,6 +21,9 @@ SHARED_DEATHS, LONE_DEATHS = 2, 2
 VAIN_STARTS = 8
 """Starts in a row without one finished request, after which no further start will help."""
 
+LOOK_S = 1.0
+"""Seconds between looks at an engine that has not answered."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -104,8 +107,10 @@ class SupervisedEngine:
         """What ``call`` returns. Raises ``EngineDied`` too if its engine is replaced meanwhile: whoever meets
         the death first stops the old engine, and vLLM then tells those that wait for its answers nothing."""
         self._death = self._death or asyncio.get_running_loop().create_future()
-        death, task = self._death, asyncio.ensure_future(call)
-        await asyncio.wait({death, task}, return_when=asyncio.FIRST_COMPLETED)
+        death, engine, task = self._death, self._engine, asyncio.ensure_future(call)
+        # A request that was being sent to the core when it died waits for its socket and hears nothing.
+        while not task.done() and not death.done() and not engine.errored:
+            await asyncio.wait({death, task}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         # What it ends with is of no interest any more.

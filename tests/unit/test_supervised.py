@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largeforge_ray.errors import ModelError
+from largeforge_ray.models import supervised
 from largeforge_ray.models.engine import EngineDied
 from largeforge_ray.models.supervised import VAIN_STARTS, SupervisedEngine
 from largeforge_ray.types import GenerateRequest, Generation, Sampling, ScoreRequest, TokenScores
@@ -37,6 +38,7 @@ class Host:
 
 class FragileEngine:
     start_seconds = 1.0
+    errored = False
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -150,4 +152,24 @@ def test_who_waits_for_an_engine_that_is_replaced_is_answered_by_the_next() -> N
     host = SilentHost()
     made = ask(host, *NAMES)
     assert {name: one.text for name, one in made.items()} == {name: f"to {name}" for name in NAMES}
+    assert host.starts == 2
+
+
+def test_a_request_that_never_reached_a_dead_core_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised, "LOOK_S", 0.01)
+
+    class DeafEngine(FragileEngine):
+        async def generate(self, requests: list[GenerateRequest]) -> list[Generation]:
+            if self.host.starts == 1:
+                self.errored = True
+                await asyncio.Event().wait()
+            return await super().generate(requests)
+
+    class DeafHost(Host):
+        def start(self) -> FragileEngine:
+            self.starts += 1
+            return DeafEngine(self)
+
+    host = DeafHost()
+    assert ask(host, "one", "two")["two"].text == "to two"
     assert host.starts == 2
