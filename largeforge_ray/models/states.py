@@ -56,7 +56,12 @@ class StateReader:
                 ).hidden_states
             for i, (prompt, answer) in enumerate(part):
                 places = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
-                state_NLH = torch.stack([found[layer + 1][i, places] for layer in self._layers], 1).float()
-                scale_NL1 = state_NLH.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
-                made.append((state_NLH * scale_NL1).half().cpu().numpy())
+                state_NLH = torch.stack([found[layer + 1][i, places] for layer in self._layers], 1)
+                made.append(unit(state_NLH).half().cpu().numpy())
         return made
+
+
+def unit(states: Any) -> Any:
+    """States ``(..., width)`` scaled to a mean square of 1, in float32."""
+    wide = states.float()
+    return wide * wide.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()

@@ -14,6 +14,7 @@ from typing import Any
 
 from largeforge_ray.data.rows import HIDDEN
 from largeforge_ray.errors import DataError
+from largeforge_ray.models.states import unit
 from largeforge_ray.train.batch import Batch, Encoded, Scores, Tensor
 from largeforge_ray.train.distill import taught_sequence
 from largeforge_ray.train.objective import Known, LossSum, Objective, Render
@@ -72,9 +73,3 @@ class FeaturesObjective(Objective):
         figures = {"hard": -logps_N.detach(), "features": apart_N.detach()}
         by_row = {n: Scores(v, batch.sequence_N, batch.sequences).means_S().sum() for n, v in figures.items()}
         return LossSum(losses_N.sum(), by_row)
-
-
-def unit(states: Tensor) -> Tensor:
-    """States ``(..., width)`` scaled to a mean square of 1, in float32."""
-    wide = states.float()
-    return wide * wide.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
