@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from largeforge_ray.config.algorithms import Grpo, OnPolicy
+from largeforge_ray.config.algorithms import Features, Grpo, OnPolicy
 from largeforge_ray.config.training import DIVIDES_WEIGHTS, TrainStage
 from largeforge_ray.errors import ConfigError, DataError
 
@@ -33,7 +33,8 @@ KEPT = {"topk": ("probabilities", "topk: 32"), "hidden": ("hidden states", "hidd
 
 
 def check_taught(algorithm: Any, source: Any, dataset: str) -> None:
-    """Refuse rows without what is to be learned of a teacher beside its answers. Raises ``DataError``.
+    """Refuse rows without what is to be learned of a teacher beside its answers. Raises ``DataError``,
+    and ``ConfigError`` for layers of the student that do not go with the teacher's.
 
     ``source`` is the teach stage, None of other data.
     """
@@ -43,6 +44,16 @@ def check_taught(algorithm: Any, source: Any, dataset: str) -> None:
             f"algorithm '{algorithm.name}' learns from a teacher's {what} at every token, and "
             f"dataset '{dataset}' holds none; name a teach stage with {algorithm.taught} "
             f"(such as {example}), or use algorithm: sft"
+        )
+    if isinstance(algorithm, Features) and algorithm.layers is not None:
+        _check_pairs(algorithm.layers, source.hidden)
+
+
+def _check_pairs(layers: list[int], hidden: list[int]) -> None:
+    if len(layers) != len(hidden):
+        raise ConfigError(
+            f"algorithm.layers names {len(layers)} layers of the student and the teacher's states are of "
+            f"{len(hidden)} ({', '.join(map(str, hidden))}); name one for each"
         )
 
 
@@ -57,11 +68,7 @@ def match_layers(algorithm: Any, hidden: dict[str, Any], student_layers: int) ->
         # A layer's share of the way through the model: the last one's is the last.
         shares = [(layer + 1) / hidden["of"] for layer in hidden["layers"]]
         layers = [max(0, round(share * student_layers) - 1) for share in shares]
-    if len(layers) != len(hidden["layers"]):
-        raise ConfigError(
-            f"algorithm.layers names {len(layers)} layers of the student and the teacher's states are of "
-            f"{len(hidden['layers'])} ({', '.join(map(str, hidden['layers']))}); name one for each"
-        )
+    _check_pairs(layers, hidden["layers"])
     if not all(0 <= layer < student_layers for layer in layers):
         raise ConfigError(
             f"algorithm.layers {layers} goes beyond the student's layers 0 to {student_layers - 1}; "

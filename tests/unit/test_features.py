@@ -181,6 +181,13 @@ def test_only_what_reads_states_asks_for_them() -> None:
         check_taught(stage_of("features").algorithm, None, "rows")
 
 
+def test_layers_that_do_not_go_with_the_teacher_s_are_refused_before_it_is_asked() -> None:
+    stage = parse_manifest(manifest_with("[1, 3]")).stage("rows")
+    with pytest.raises(ConfigError, match="names 1 layers of the student and the teacher's states are of 2"):
+        check_taught(stage_of({"name": "features", "layers": [1]}).algorithm, stage, "rows")
+    check_taught(stage_of({"name": "features", "layers": [1, 2]}).algorithm, stage, "rows")
+
+
 def test_a_divided_strategy_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot divide the projection"):
         stage_of("features", strategy="zero2", workers=2)
