@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.models.engine import Engine
+from largeforge_ray.models.hardware import detect, engine_slots
 from largeforge_ray.models.supervised import SupervisedEngine
 from largeforge_ray.types import GenerateRequest, Generation, ScoreRequest, TokenScores
 
@@ -27,8 +28,8 @@ class EngineActor:
     async def start_seconds(self) -> float:
         return self._engine.start_seconds
 
-    async def load(self) -> int:
-        return self._engine.load
+    async def slots(self) -> int:
+        return engine_slots()
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         return await self._engine.generate(requests)
@@ -47,14 +48,12 @@ def start_engine(model_dir: str, *, max_model_len: int, max_lora_rank: int | Non
     """Start an engine actor and return its handle at once; the first call waits for the model."""
     import ray
 
-    from largeforge_ray.models.hardware import detect
-
     actor = ray.remote(EngineActor).options(
         name=None,
         num_cpus=1,
         num_gpus=1 if detect().gpus else 0,
         max_restarts=RESTARTS,
         max_task_retries=RESTARTS,
-        max_concurrency=256,
+        max_concurrency=1024,
     )
     return actor.remote(model_dir, max_model_len, max_lora_rank)

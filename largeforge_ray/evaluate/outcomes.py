@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.teach.pipeline import Recipe, Work
 from largeforge_ray.teach.verify import verify
+from largeforge_ray.teach.work import Recipe, Work
 from largeforge_ray.types import GenerateRequest, Generation, Sampling
 
 

@@ -63,6 +63,11 @@ class EndpointEngine:
         self._spend = Spend(config.max_usd, spent_usd)
         self._settled = asyncio.Event()
 
+    @property
+    def slots(self) -> int:
+        """Requests under way at once."""
+        return self._config.concurrency
+
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Answer all requests, in their order. One that cannot be answered comes back with ``error`` set.
 

@@ -50,9 +50,7 @@ class Engine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = engine_args(
-            Path(model_dir), max_model_len=max_model_len, max_lora_rank=max_lora_rank, max_num_seqs=32
-        )
+        args = engine_args(Path(model_dir), max_model_len=max_model_len, max_lora_rank=max_lora_rank)
         # What is asked about tokens is bounded by who asks: only our own code does.
         self._llm: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**args, max_logprobs=-1))
         self._tokenizer: Any = self._llm.get_tokenizer()

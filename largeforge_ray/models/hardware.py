@@ -87,12 +87,16 @@ def engine_env(hardware: Hardware | None = None) -> dict[str, str]:
     return env
 
 
+def engine_slots(hardware: Hardware | None = None) -> int:
+    """Requests that an engine works on at once; more of them wait."""
+    return 32 if (hardware or detect()).device == "cpu" else 256
+
+
 def engine_args(
     model_dir: Path,
     *,
     max_model_len: int,
     max_lora_rank: int | None = None,
-    max_num_seqs: int = 16,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the model in ``model_dir``.
@@ -103,7 +107,7 @@ def engine_args(
     args: dict[str, Any] = {
         "model": str(model_dir),
         "max_model_len": max_model_len,
-        "max_num_seqs": max_num_seqs,
+        "max_num_seqs": engine_slots(hardware),
         "dtype": "bfloat16",
         "generation_config": "vllm",
         "trust_remote_code": False,

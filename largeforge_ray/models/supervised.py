@@ -41,7 +41,7 @@ class SupervisedEngine:
             # A core killed while it started looks like one that cannot start: a second failure tells.
             self._engine = start()
         self.deaths = 0
-        self._vain = self._load = 0
+        self._vain = 0
         self._running, self._lone = 0, 0
         self._changed = asyncio.Condition()
         self._death: asyncio.Future[None] | None = None
@@ -52,18 +52,9 @@ class SupervisedEngine:
         seconds: float = self._engine.start_seconds
         return seconds
 
-    @property
-    def load(self) -> int:
-        """Requests under way and waiting."""
-        return self._load
-
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Answer all requests, in their order."""
-        self._load += len(requests)
-        try:
-            return list(await asyncio.gather(*(self._generate(r) for r in requests)))
-        finally:
-            self._load -= len(requests)
+        return list(await asyncio.gather(*(self._generate(r) for r in requests)))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
         """How likely the model finds the tokens of each request, in their order."""

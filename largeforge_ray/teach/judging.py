@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from largeforge_ray.teach.pipeline import Work
 from largeforge_ray.teach.recipe import AnswerRecipe
+from largeforge_ray.teach.work import Work
 from largeforge_ray.types import GenerateRequest, Generation, Sampling, Verdict
 
 GRADE_TOKENS = 64

@@ -8,10 +8,10 @@ from typing import Any
 
 from largeforge_ray.config.teaching import Teacher
 from largeforge_ray.data.forms import prompt_turns
-from largeforge_ray.teach.pipeline import Recipe, Work
 from largeforge_ray.teach.prompts import draw, row_key, show_teacher
 from largeforge_ray.teach.rows import teacher_row
 from largeforge_ray.teach.verify import verify
+from largeforge_ray.teach.work import Recipe, Work
 from largeforge_ray.types import GenerateRequest, Generation, Sampling, Verdict
 
 Filter = Callable[[str, str], tuple[str, Verdict | None]]

@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError
 
 from largeforge_ray.config.base import Strict
 from largeforge_ray.errors import ConfigError
-from largeforge_ray.teach.pipeline import Work
 from largeforge_ray.teach.prompts import draw, number, show_teacher
 from largeforge_ray.teach.recipe import AnswerRecipe
+from largeforge_ray.teach.work import Work
 from largeforge_ray.types import GenerateRequest, Generation
 
 SHIPPED = Path(__file__).with_name("constitution.yaml")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.data.rows import SIGNALS
-from largeforge_ray.teach.pipeline import Work
+from largeforge_ray.teach.work import Work
 from largeforge_ray.types import Generation
 
 SHARD_ROWS = 20_000

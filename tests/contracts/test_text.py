@@ -60,7 +60,7 @@ ALLOWED_TEXT = {
 # file -> broad handlers that do not end in `raise`: to fan out to independent parts, or to pass a failure on.
 BROAD_EXCEPTS: dict[str, int] = {
     "largeforge_ray/observe/trackers.py": 1,  # a tracker that fails is off, and the training goes on
-    "largeforge_ray/teach/pipeline.py": 1,  # what ends a batch goes to the driver as a row, in its own words
+    "largeforge_ray/teach/asking.py": 1,  # what ends a batch goes to the driver as a row, in its own words
     "largeforge_ray/train/background.py": 1,  # the failure of a thread, raised again in the caller's
     "serve_apps/vllm_chat.py": 1,  # vLLM's own server maps whatever its chat handler raises to a reply
 }

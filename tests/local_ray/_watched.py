@@ -61,7 +61,7 @@ def main() -> None:
     def start_engine(model_dir: str, *, max_model_len: int, **rest: Any) -> Any:
         import ray
 
-        options = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS, "max_concurrency": 256}
+        options = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS, "max_concurrency": 1024}
         actor = ray.remote(WatchedActor).options(num_cpus=1, **options)
         return actor.remote(model_dir, max_model_len, notes)
 

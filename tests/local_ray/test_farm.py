@@ -193,7 +193,7 @@ def test_too_many_failures_end_the_stage_with_their_reason(teacher: Teacher, tmp
 def test_a_spend_cap_ends_the_stage_and_keeps_what_was_paid_for(teacher: Teacher, tmp_path: Path) -> None:
     stage = {"name": "answers"}
     price = {"per_1k_prompt": 1.0, "per_1k_completion": 2.0}
-    manifest = write_manifest(tmp_path, teacher.url, stage, price=price, max_usd=2.5)
+    manifest = write_manifest(tmp_path, teacher.url, stage, price=price, max_usd=1.0)
     run = attempt(tmp_path, manifest)
     assert run.finish() == 1
     console = run.log.read_text()

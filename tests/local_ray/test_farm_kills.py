@@ -24,7 +24,7 @@ from tests.unit._tiny import text, tiny_model
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 PROMPTS, SAMPLES, KILLS = 160, 4, 20
-VICTIMS = ("driver", "VLLM::EngineCore", "ray::WatchedActor", "ray::MapBatches", "raylet/raylet")
+VICTIMS = ("driver", "VLLM::EngineCore", "ray::WatchedActor", "ray::Asker", "raylet/raylet")
 """The last one is the node: with it everything on it ends."""
 ENDS_RUN = ("driver", "raylet/raylet")
 

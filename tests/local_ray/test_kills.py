@@ -24,7 +24,7 @@ __all__ = ["table"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAMES = ["base", "prompts", "rows", "orders", "outcomes", "live"]
-ENGINE, TASK, TRAINER = "VLLM::EngineCore", "ray::MapBatches", "ray::RayTrainWorker"
+ENGINE, ASKER, TRAINER = "VLLM::EngineCore", "ray::Asker", "ray::RayTrainWorker"
 
 
 def started(stage: str):
@@ -48,12 +48,12 @@ CASES = [
     ("base", "driver", started("base")),
     ("prompts", "driver", started("prompts")),
     ("rows", "driver", done("rows", 24)),
-    ("rows", TASK, done("rows", 24)),
+    ("rows", ASKER, done("rows", 24)),
     ("rows", ENGINE, done("rows", 24)),
     ("orders", "driver", done("orders", 8)),
     ("orders", TRAINER, done("orders", 8)),
     ("outcomes", "driver", done("outcomes", 8)),
-    ("outcomes", TASK, done("outcomes", 8)),
+    ("outcomes", ASKER, done("outcomes", 8)),
     ("outcomes", ENGINE, done("outcomes", 8)),
     ("live", "driver", said("live", "gate")),
     ("live", ENGINE, said("live", "gate")),

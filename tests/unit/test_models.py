@@ -259,9 +259,9 @@ def test_a_cpu_engine_runs_eagerly_and_prefills_prompts_whole(tmp_path: Path) ->
 
 
 def test_a_gpu_engine_keeps_vllms_own_choices(tmp_path: Path) -> None:
-    args = engine_args(tmp_path, max_model_len=512, max_num_seqs=64, hardware=GPU)
+    args = engine_args(tmp_path, max_model_len=512, hardware=GPU)
     assert not {"enforce_eager", "enable_chunked_prefill", "max_num_batched_tokens"} & set(args)
-    assert (args["max_num_seqs"], args["trust_remote_code"]) == (64, False)
+    assert (args["max_num_seqs"], args["trust_remote_code"]) == (256, False)
 
 
 @given(st.integers(1, LORA_RANKS[-1]), st.sampled_from([CPU, GPU]))

@@ -1,0 +1,96 @@
+"""Between batches of rows and an engine: asks row by row, and journals what is finished."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from largeforge_ray.data.rows import decode_row
+from largeforge_ray.errors import ForgeError
+from largeforge_ray.teach.work import Recipe, Work
+from largeforge_ray.types import GenerateRequest, Generation
+
+RESTARTS = 20
+WANTED = "wanted"
+"""The field of a batch that holds the key of the row to make; the others are its item's."""
+
+_log = logging.getLogger(__name__)
+
+
+class Asker:
+    """Works on many batches at once, in a process of its own.
+
+    Whenever a batch ends, every row that is finished by then is journalled, those of other batches too: a
+    kill costs little more than what the engine was at. An asker that dies is started again by Ray, gets its
+    batches again and knows from the journal which of their rows are finished.
+    """
+
+    def __init__(self, journal: Any) -> None:
+        self._journal = journal
+        self._finished = journal.index()
+        self._fresh: list[dict[str, Any]] = []
+        self._journalling = asyncio.Lock()
+
+    async def ask(
+        self, batch: Sequence[dict[str, Any]], recipe: Recipe, engine: Any
+    ) -> list[dict[str, Any]] | str:
+        """Make and journal the rows of a batch, which are encoded items and the keys ``WANTED``.
+
+        Returns their numbers for the progress line, or, in its own words, why the engine can go on no more.
+        """
+        wanted = [row for row in batch if row[WANTED] not in self._finished]
+        made = await asyncio.gather(
+            *(self._make(row, recipe, engine) for row in wanted), return_exceptions=True
+        )
+        try:
+            await self._keep()
+            # Only now: what was paid for is kept, whatever became of its neighbours.
+            return [_numbers_of(row) for row in made]
+        except Exception as error:
+            # Ray would wrap it in traces and tell of each batch; as a result it reaches the driver as it is.
+            _log.exception("a batch of the farm failed")
+            return _words(error)
+
+    async def _make(self, row: dict[str, Any], recipe: Recipe, engine: Any) -> dict[str, Any]:
+        work = _work(row, recipe)
+        made: list[Generation] = []
+        request: GenerateRequest | None = work.request
+        while request:
+            made += await engine.generate.remote([request])
+            request = None if made[-1].error else recipe.follow(work, made)
+        finished = await asyncio.to_thread(recipe.row, work, made)
+        self._fresh.append(finished)
+        return recipe.numbers(finished)
+
+    async def _keep(self) -> None:
+        async with self._journalling:
+            fresh, self._fresh = self._fresh, []
+            await asyncio.to_thread(self._journal.append, fresh)
+
+
+def start_asker(journal: Any) -> Any:
+    """Start the actor and return its handle at once."""
+    import ray
+
+    actor = ray.remote(Asker).options(num_cpus=0.1, max_restarts=RESTARTS, max_task_retries=RESTARTS)
+    # Neither engine nor recipe: of an actor that may be started again Ray wants arguments without references.
+    return actor.remote(journal)
+
+
+def _work(row: dict[str, Any], recipe: Recipe) -> Work:
+    key = row.pop(WANTED)
+    return next(w for w in recipe.work(decode_row(row)) if w.row_key == key)
+
+
+def _numbers_of(made: dict[str, Any] | BaseException) -> dict[str, Any]:
+    if isinstance(made, BaseException):
+        raise made
+    return made
+
+
+def _words(error: Exception) -> str:
+    """What an engine said, without the trace that a Ray error carries."""
+    said = getattr(error, "cause", error)
+    return str(said) if isinstance(said, ForgeError) else f"{type(said).__name__}: {said}"
