@@ -168,14 +168,15 @@ def continuous_and_static(model_dir: str, folder: Path, pairs: int, rows: int = 
     ray.kill(engine)
 
 
-def farm_and_bare(model_dir: str, folder: Path, pairs: int, rows: int = 128, most: int = 48) -> None:
+def farm_and_bare(model_dir: str, folder: Path, pairs: int, rows: int = 640, most: int = 48) -> None:
     import ray
 
     texts = prompts(rows)
     items = write_items(folder / "p9", texts, [most] * rows)
     engine, bare, recipe = engine_actor(model_dir), bare_actor(model_dir), farm_recipe(0.0, most)
+    # Both are warm after a few rows, and Ray has processes to reuse, as it has after any stage before.
     ray.get(bare.chat.remote(texts[:8], 4))
-    farm(items, recipe, engine, rows, folder)
+    farm(write_items(folder / "few", texts[:8], [most] * 8), recipe, engine, 8, folder)
     measured = []
     for _ in range(pairs):
         made, seconds = farm(items, recipe, engine, rows, folder)
