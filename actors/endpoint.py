@@ -36,6 +36,6 @@ def start_endpoint(config: Endpoint, spent_usd: float) -> Any:
     # counts the finished rows.
     restarts = RESTARTS if config.max_usd is None else 0
     actor = ray.remote(EndpointActor).options(
-        num_cpus=0.1, max_restarts=restarts, max_task_retries=restarts, max_concurrency=1024
+        num_cpus=0, max_restarts=restarts, max_task_retries=restarts, max_concurrency=1024
     )
     return actor.remote(config, spent_usd)

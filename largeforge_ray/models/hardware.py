@@ -97,17 +97,19 @@ def engine_args(
     *,
     max_model_len: int,
     max_lora_rank: int | None = None,
+    max_num_seqs: int | None = None,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the model in ``model_dir``.
 
-    ``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters.
+    ``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters, ``max_num_seqs`` None is as many
+    requests at once as ``engine_slots``.
     """
     hardware = hardware or detect()
     args: dict[str, Any] = {
         "model": str(model_dir),
         "max_model_len": max_model_len,
-        "max_num_seqs": engine_slots(hardware),
+        "max_num_seqs": max_num_seqs or engine_slots(hardware),
         "dtype": "bfloat16",
         "generation_config": "vllm",
         "trust_remote_code": False,

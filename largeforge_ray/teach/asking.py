@@ -74,7 +74,8 @@ def start_asker(journal: Any) -> Any:
     """Start the actor and return its handle at once."""
     import ray
 
-    actor = ray.remote(Asker).options(num_cpus=0.1, max_restarts=RESTARTS, max_task_retries=RESTARTS)
+    # It mostly waits, and what it took of a CPU would keep a task of Ray Data's that wants a whole one waiting.
+    actor = ray.remote(Asker).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS)
     # Neither engine nor recipe: of an actor that may be started again Ray wants arguments without references.
     return actor.remote(journal)
 

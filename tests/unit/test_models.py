@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from largeforge_ray.config import ModelConfig
 from largeforge_ray.errors import ConfigError, ModelError
 from largeforge_ray.models import Hardware, detect, engine_args, engine_env, locate, materialise
-from largeforge_ray.models.hardware import LORA_RANKS
+from largeforge_ray.models.hardware import LORA_RANKS, engine_slots
 
 CPU = Hardware(cpus=4, gpus=0, memory_gib=16.0, disk_gib=50.0)
 GPU = Hardware(cpus=16, gpus=2, memory_gib=64.0, disk_gib=500.0)
@@ -259,9 +259,10 @@ def test_a_cpu_engine_runs_eagerly_and_prefills_prompts_whole(tmp_path: Path) ->
 
 
 def test_a_gpu_engine_keeps_vllms_own_choices(tmp_path: Path) -> None:
-    args = engine_args(tmp_path, max_model_len=512, hardware=GPU)
+    args = engine_args(tmp_path, max_model_len=512, max_num_seqs=64, hardware=GPU)
     assert not {"enforce_eager", "enable_chunked_prefill", "max_num_batched_tokens"} & set(args)
-    assert (args["max_num_seqs"], args["trust_remote_code"]) == (256, False)
+    assert (args["max_num_seqs"], args["trust_remote_code"]) == (64, False)
+    assert engine_args(tmp_path, max_model_len=512, hardware=GPU)["max_num_seqs"] == engine_slots(GPU) == 256
 
 
 @given(st.integers(1, LORA_RANKS[-1]), st.sampled_from([CPU, GPU]))
