@@ -52,7 +52,8 @@ class Generation:
     """One finished answer, or the reason there is none (``error``). Times are in seconds.
 
     ``logprobs`` are of each of ``token_ids``, which end with the token that ended the answer; both are
-    given where the request gave its prompt as ids or asked for ``topk``. ``usd`` is what it cost.
+    given where the request gave its prompt as ids or asked for ``topk``. ``usd`` is what it cost, and of the
+    prompt's tokens ``cached_tokens`` had been computed for another request.
     """
 
     request_id: str
@@ -67,6 +68,7 @@ class Generation:
     logprobs: tuple[float, ...] = ()
     likeliest: Likeliest | None = None
     usd: float = 0.0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

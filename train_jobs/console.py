@@ -10,7 +10,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from largeforge_ray.observe.words import point
 from largeforge_ray.types import RunEvent
 
-SHOWN = ("kept", "dropped", "right", "wrong", "failed", "loss", "rows_per_s", "tokens_per_s", "usd")
+SHOWN = (
+    "kept",
+    "dropped",
+    "right",
+    "wrong",
+    "failed",
+    "loss",
+    "rows_per_s",
+    "tokens_per_s",
+    "prefix_hits",
+    "usd",
+)
 
 
 class Console:

@@ -52,6 +52,7 @@ class OutcomeRecipe(Recipe):
             "metric": item["check"],
             "confidence": None if mean is None else math.exp(mean),
             "prompt_tokens": generation.prompt_tokens,
+            "cached_tokens": generation.cached_tokens,
             "completion_tokens": generation.completion_tokens,
             "seconds": generation.seconds,
             "cost": generation.usd,
@@ -59,8 +60,14 @@ class OutcomeRecipe(Recipe):
         }
 
     def numbers(self, row: dict[str, Any]) -> dict[str, Any]:
-        failed, tokens = row["error"] is not None, int(row["completion_tokens"])
-        return {"failed": failed, "kept": row["quality"] == 1.0, "tokens": tokens, "usd": float(row["cost"])}
+        return {
+            "failed": row["error"] is not None,
+            "kept": row["quality"] == 1.0,
+            "tokens": int(row["completion_tokens"]),
+            "prompt": int(row["prompt_tokens"]),
+            "cached": int(row["cached_tokens"]),
+            "usd": float(row["cost"]),
+        }
 
 
 def _schema() -> Any:

@@ -75,7 +75,7 @@ class _Progress:
     def add(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             self.counts["failed" if row["failed"] else self._verdicts[not row["kept"]]] += 1
-            self.counts["tokens"] += row["tokens"]
+            self.counts.update({name: row[name] for name in ("tokens", "prompt", "cached")})
             self._usd += row["usd"]
         names = (*self._verdicts, "failed")
         made = sum(self.counts[name] for name in names)
@@ -86,6 +86,8 @@ class _Progress:
             "rows_per_s": round(made / seconds, 2),
             "tokens_per_s": round(self.counts["tokens"] / seconds, 1),
         }
+        if self.counts["cached"]:
+            numbers["prefix_hits"] = round(self.counts["cached"] / self.counts["prompt"], 3)
         if self._usd:
             numbers["usd"] = round(self._usd, 6)
         self._context.emit(self._stage, "progress", numbers)

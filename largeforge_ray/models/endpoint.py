@@ -212,6 +212,7 @@ class EndpointEngine:
             usd=cost_usd(self._config.price, usage.prompt_tokens, usage.completion_tokens)
             if usage
             else self._most_usd(request),
+            cached_tokens=getattr(usage and usage.prompt_tokens_details, "cached_tokens", None) or 0,
         )
 
     def _most_usd(self, request: GenerateRequest) -> float:

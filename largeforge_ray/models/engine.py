@@ -148,6 +148,7 @@ class Engine:
             token_ids=drawn_ids,
             logprobs=logprobs,
             likeliest=None if request.topk is None else likeliest(answer.logprobs, request.topk),
+            cached_tokens=output.num_cached_tokens or 0,
         )
 
     async def _score(self, request: ScoreRequest) -> TokenScores:

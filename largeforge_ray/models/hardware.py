@@ -102,8 +102,8 @@ def engine_args(
 ) -> dict[str, Any]:
     """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the model in ``model_dir``.
 
-    ``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters, ``max_num_seqs`` None is as many
-    requests at once as ``engine_slots``.
+    ``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters; ``max_num_seqs`` None means as
+    many requests at once as ``engine_slots``.
     """
     hardware = hardware or detect()
     args: dict[str, Any] = {

@@ -45,6 +45,8 @@ _LISTED = (
     Metric("tokens_per_s", "tokens/s", "tokens processed per second"),
     Metric("tokens", "tokens", "tokens processed"),
     Metric("prompt_tokens", "tokens", "tokens read"),
+    Metric("cached_tokens", "tokens", "tokens read that had been computed for another prompt"),
+    Metric("prefix_hits", "of 1", "share of the tokens read that had been computed for another prompt"),
     Metric("completion_tokens", "tokens", "tokens generated"),
     Metric("trainable_parameters", "", "parameters the optimiser changes"),
     Metric("seconds", "s", "wall-clock time"),

@@ -74,9 +74,9 @@ def start_asker(journal: Any) -> Any:
     """Start the actor and return its handle at once."""
     import ray
 
-    # It mostly waits, and what it took of a CPU would keep a task of Ray Data's that wants a whole one waiting.
+    # It mostly waits; with a part of a CPU it would keep Ray Data from a task that wants a whole one.
     actor = ray.remote(Asker).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS)
-    # Neither engine nor recipe: of an actor that may be started again Ray wants arguments without references.
+    # Neither engine nor recipe: Ray warns of references in what an actor is started again with.
     return actor.remote(journal)
 
 

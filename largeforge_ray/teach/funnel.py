@@ -27,6 +27,8 @@ class Funnel:
             self._count_duplicate(row)
         self.counts["kept" if kept else "failed" if row["error"] is not None else "dropped"] += 1
         self.counts["tokens"] += row["completion_tokens"]
+        self.counts["prompt_tokens"] += row["prompt_tokens"]
+        self.counts["cached_tokens"] += row["cached_tokens"]
         self._usd += row["usd"]
         if why := reason(row, self._keep):
             self._reasons[why] += 1
@@ -45,7 +47,7 @@ class Funnel:
 
     def numbers(self) -> dict[str, Any]:
         """``duplicates`` are rows that stay and say what another one says."""
-        names = ("kept", "dropped", "failed", "tokens")
+        names = ("kept", "dropped", "failed", "tokens", "prompt_tokens", "cached_tokens")
         numbers: dict[str, Any] = {name: self.counts[name] for name in names}
         numbers |= {"duplicates": self.counts["duplicates"], "near_duplicates": self.near}
         numbers["reasons"] = dict(self._reasons.most_common(20))

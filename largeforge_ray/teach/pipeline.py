@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -106,7 +106,7 @@ def _missing(items: Any, *, recipe: Recipe, done: Any) -> Any:
     return items.take(pa.array(at, pa.int64())).append_column(WANTED, pa.array(keys, pa.string()))
 
 
-def in_batches(dataset: Any, rows: int) -> Iterator[list[dict[str, Any]]]:
+def in_batches(dataset: Any, rows: int) -> Generator[list[dict[str, Any]]]:
     """The rows of a Ray dataset, at most so many at a time, as its blocks become ready.
 
     Not by ``iter_batches``, whose threads outlive its closing.

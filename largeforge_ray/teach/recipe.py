@@ -76,6 +76,8 @@ class AnswerRecipe(Recipe):
             "failed": row["error"] is not None,
             "kept": stays(row, self.keep),
             "tokens": int(row["completion_tokens"]),
+            "prompt": int(row["prompt_tokens"]),
+            "cached": int(row["cached_tokens"]),
             "usd": float(row["usd"]),
         }
 

@@ -39,4 +39,5 @@ class Recipe(ABC):
 
     @abstractmethod
     def numbers(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What the progress line counts: ``failed``, ``kept``, ``tokens``, ``usd``."""
+        """What the progress line counts: ``failed``, ``kept``, ``tokens``, ``prompt`` and of it ``cached``
+        tokens, ``usd``."""

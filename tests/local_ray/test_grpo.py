@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from largeforge_ray.data import read_rows
 from largeforge_ray.models import detect
 from largeforge_ray.store import Artifact, Store, open_store
 from tests.local_ray._chaos import Attempt, attempt, strike
@@ -66,7 +67,7 @@ def write_rows(home: Path, model: Path) -> None:
     (home / "prompts.json").write_text(json.dumps(prompts))
 
 
-def write_manifest(home: Path, folder: Path, **settings: object) -> Path:
+def write_manifest(home: Path, folder: Path, *more: dict, **settings: object) -> Path:
     judged = {"name": "grpo", "reward_model": "judge", "group": 8, "max_new_tokens": 8}
     judge = {"algorithm": "reward", "data": "pairs", "learning_rate": 0.01, "epochs": 4}
     tuned = {
@@ -86,6 +87,7 @@ def write_manifest(home: Path, folder: Path, **settings: object) -> Path:
     stages += [
         {"name": "judge", "kind": "train"} | judge,
         {"name": "tuned", "kind": "train"} | tuned | settings,
+        *more,
     ]
     model = {"source": str(home / "tiny"), "max_model_len": 512}
     path = folder / "m.yaml"
@@ -98,7 +100,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     home, folder = tmp_path_factory.mktemp("grpo"), tmp_path_factory.mktemp("one")
     write_rows(home, tiny_model(home, head_dim=32))
     began = time.monotonic()
-    run = attempt(folder, write_manifest(home, folder))
+    picked = {"name": "picked", "kind": "teach", "prompts": "prompts", "samples": 4}
+    picked |= {"make": {"name": "preferences", "by": "reward", "reward_model": "judge"}}
+    picked |= {"teacher": {"temperature": 1.0, "max_tokens": 8}}
+    run = attempt(folder, write_manifest(home, folder, picked))
     tuned = finished(run)
     return Ran(home, tuned, run, time.monotonic() - began)
 
@@ -135,6 +140,18 @@ def test_answers_come_to_be_what_the_pairs_prefer(ran: Ran) -> None:
     assert last > first + 2
     assert held["after"] > held["before"] + 2
     assert max(gaps) < 0.1
+
+
+def test_a_reward_model_picks_the_best_and_the_worst_of_a_prompt_s_answers(ran: Ran) -> None:
+    folder = ran.store.fetch(ran.store.get("picked"))
+    pairs = [
+        [capitals(row[side][-1]["content"]) for side in ("chosen", "rejected")]
+        for row in read_rows(folder, "train")
+    ]
+    better, worse = (mean([float(pair[i]) for pair in pairs]) for i in (0, 1))
+    print(f"{len(pairs)} pairs, capital letters {better:.2f} and {worse:.2f}")
+    assert len(pairs) > 20
+    assert better > worse + 1
 
 
 def test_the_adapter_prefers_them_wherever_it_is_loaded(ran: Ran) -> None:

@@ -256,7 +256,14 @@ def test_filters_see_prompt_and_answer_and_have_the_last_word() -> None:
     assert six["filtered"] == {"kept": False, "by": "sixes", "reason": "a six"}
     assert not recipe.numbers(six)["kept"]
     assert scrubbed["text"] == "y"
-    assert recipe.numbers(scrubbed) == {"failed": False, "kept": True, "tokens": 4, "usd": 0.25}
+    assert recipe.numbers(scrubbed) == {
+        "failed": False,
+        "kept": True,
+        "tokens": 4,
+        "prompt": 10,
+        "cached": 0,
+        "usd": 0.25,
+    }
 
 
 def test_a_failed_turn_fails_its_row() -> None:
