@@ -1,6 +1,8 @@
 """``largeforge run`` with an engine that notes what it finished, and whose core dies of some prompts.
 
 python -m tests.local_ray._watched MANIFEST NOTES
+
+Each engine's process has a file of its own in the folder NOTES.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class WatchedEngine(Engine):
                         os.kill(child.pid, signal.SIGKILL)
         made = await super()._one(request)
         if made.error is None:
-            with self.notes.open("a") as file:
+            with (self.notes / str(os.getpid())).open("a") as file:
                 file.write(f"{made.request_id}\n")
         return made
 
@@ -46,6 +48,7 @@ class WatchedEngine(Engine):
 class WatchedActor(EngineActor):
     def __init__(self, model_dir: str, max_model_len: int, notes: str) -> None:
         WatchedEngine.notes = Path(notes)
+        WatchedEngine.notes.mkdir(exist_ok=True)
         handed = Path(tempfile.mkdtemp(prefix="largeforge-adapters-"))
         self._engine = SupervisedEngine(
             partial(WatchedEngine, model_dir, max_model_len=max_model_len, handed=handed)

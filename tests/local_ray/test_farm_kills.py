@@ -19,6 +19,7 @@ from largeforge_ray.store import open_store
 from largeforge_ray.teach import read_teacher_rows
 from tests.local_ray._chaos import Attempt, attempt
 from tests.local_ray._watched import POISON
+from tests.local_ray.test_training_faults import cluster_of
 from tests.unit._tiny import text, tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -29,13 +30,15 @@ VICTIMS = ("driver", "VLLM::EngineCore", "ray::WatchedActor", "ray::Asker", "ray
 ENDS_RUN = ("driver", "raylet/raylet")
 
 
-def write_farm(folder: Path) -> Path:
+def write_farm(folder: Path, engines: int = 1, poisoned: bool = True) -> Path:
     rng = random.Random(0)
     prompts = [f"{i} {text(rng, 6)}" for i in range(PROMPTS - 3)]
-    prompts += [f"{POISON} of one kind", f"{POISON} of another kind", "far too long " * 400]
+    if poisoned:
+        prompts += [f"{POISON} of one kind", f"{POISON} of another kind", "far too long " * 400]
     (folder / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": p}) for p in prompts))
     tiny_model(folder, head_dim=32)
     rows = {"name": "rows", "kind": "teach", "prompts": "prompts", "samples": SAMPLES, "keep": "all"}
+    rows["engines"] = engines
     manifest = {
         "name": "farm",
         "model": {"source": str(folder / "tiny"), "max_model_len": 512},
@@ -67,9 +70,14 @@ def wait_until(run: Attempt, rows: int) -> bool:
     return True
 
 
-def finished(folder: Path) -> list[str]:
-    notes = folder / "notes"
-    return notes.read_text().split() if notes.exists() else []
+def finished(folder: Path) -> list[list[str]]:
+    """What each engine's process finished."""
+    return [path.read_text().split() for path in (folder / "notes").glob("*")]
+
+
+def made_again(folder: Path) -> int:
+    made = [key for keys in finished(folder) for key in keys]
+    return len(made) - len(set(made))
 
 
 def test_twenty_random_kills_lose_no_row_and_double_none(tmp_path: Path) -> None:
@@ -103,7 +111,7 @@ def test_twenty_random_kills_lose_no_row_and_double_none(tmp_path: Path) -> None
     assert sum(dead.values()) == 3 * SAMPLES
     poisoned = [r for r in rows if r["messages"][0]["content"].startswith(POISON)]
     assert {r["error"] for r in poisoned} == {"the engine died 2 times while it had this request alone"}
-    again = len(finished(tmp_path)) - len(set(finished(tmp_path)))
+    again = made_again(tmp_path)
     print(f"lost 0, doubled 0 of {total}; {again} finished rows made again over all kills")
     assert store.list("journal") == []
 
@@ -117,6 +125,18 @@ def test_one_kill_makes_few_rows_again(share: float, tmp_path: Path) -> None:
     run.process.wait(10)
     run = start(tmp_path, manifest)
     assert run.finish(900) == 0, run.log.read_text()
-    again = len(finished(tmp_path)) - len(set(finished(tmp_path)))
+    again = made_again(tmp_path)
     print(f"driver killed at {share:.0%}: {again} of {total} rows made again, {again / total:.3f}")
     assert again <= 0.05 * total
+
+
+def test_two_engines_share_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with cluster_of(monkeypatch, 3):
+        run = start(tmp_path, write_farm(tmp_path, engines=2, poisoned=False))
+        assert run.finish(600) == 0, run.log.read_text()
+    total, shares = (PROMPTS - 3) * SAMPLES, [len(keys) for keys in finished(tmp_path)]
+    print(f"{total} rows, of two engines {shares}")
+    assert len(shares) == 2
+    assert sum(shares) == total
+    assert min(shares) > 0.35 * total
+    assert made_again(tmp_path) == 0
