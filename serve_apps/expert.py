@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, suppress
 from typing import Any
 
 from largeforge_ray.routing.experts import ModelGroup
+from largeforge_ray.routing.load import Load, predicted_wait_s
 from serve_apps.openai_errors import ReplyHead, expert_unavailable, internal, queue_full
 
 RECOVERY_POLL_S = 0.2
+REMEMBERED = 0.1
+"""Of the newest request's seconds in their moving average."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -68,17 +72,34 @@ class EngineClient:
     deployment answers ``ready``.
     """
 
-    def __init__(self, handle: Any, *, accept_s: float) -> None:
+    def __init__(self, handle: Any, *, accept_s: float, slots: int) -> None:
         self._handle = handle
         self._accept_s = accept_s
+        self._slots, self._given, self._seconds = slots, 0, 0.0
         self._recovery: asyncio.Task[None] | None = asyncio.create_task(self._recover())
 
     @property
     def up(self) -> bool:
         return self._recovery is None
 
+    @property
+    def wait_s(self) -> float:
+        """How long a request would wait for its turn, by what this router has given the engine."""
+        return predicted_wait_s(Load(self._given, self._slots, self._seconds))
+
     async def answer(self, expert: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
         """The reply's head, then its bytes. Closing the iterator cancels the request."""
+        self._given, began = self._given + 1, time.monotonic()
+        try:
+            async with aclosing(self._parts(expert, payload)) as parts:
+                async for part in parts:
+                    yield part
+            recent = time.monotonic() - began
+            self._seconds += REMEMBERED * (recent - self._seconds) if self._seconds else recent
+        finally:
+            self._given -= 1
+
+    async def _parts(self, expert: str, payload: Mapping[str, Any]) -> AsyncGenerator[ReplyHead | bytes]:
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import BackPressureError, RayServeException
 

@@ -39,7 +39,10 @@ class RouterDeployment:
     """The ingress: ``Front`` around the handles of the engines."""
 
     def __init__(self, router: Router, handles: dict[str, Any], args: ForgeArgs) -> None:
-        engines = {key: EngineClient(h, accept_s=args.accept_timeout_s) for key, h in handles.items()}
+        engines = {
+            key: EngineClient(h, accept_s=args.accept_timeout_s, slots=args.max_replicas * args.max_num_seqs)
+            for key, h in handles.items()
+        }
         limits = Limits(args.max_body_bytes, args.max_tokens, args.request_timeout_s)
         self._front = Front(router, engines, limits)
 

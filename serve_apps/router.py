@@ -15,8 +15,10 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from largeforge_ray.routing import Observation, Router, build_policy, last_user_text
+from largeforge_ray.routing import Observation, Router, build_policy, user_turns
+from largeforge_ray.routing.breaker import Breaker
 from largeforge_ray.routing.experts import AUTO, Expert
+from largeforge_ray.routing.policy import ExpertState
 from largeforge_ray.types import Decision
 from serve_apps.chat_request import parse_chat_request
 from serve_apps.openai_errors import (
@@ -55,6 +57,9 @@ class Engine(Protocol):
     @property
     def up(self) -> bool: ...
 
+    @property
+    def wait_s(self) -> float: ...
+
     def answer(self, expert: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]: ...
 
 
@@ -64,6 +69,7 @@ class Front:
     def __init__(self, router: Router, engines: Mapping[str, Engine], limits: Limits) -> None:
         self._router, self._engines, self._limits = router, engines, limits
         self._policy = build_policy(router)
+        self._breakers = {expert.name: Breaker() for expert in router.live}
         self._created = int(time.time())
 
     async def handle(self, request: Request) -> Response:
@@ -101,7 +107,8 @@ class Front:
     def _decide(self, payload: Mapping[str, Any], request_id: str) -> tuple[Expert, Decision]:
         wanted = str(payload["model"])
         if wanted == AUTO:
-            decision = self._policy.decide(Observation(request_id, last_user_text(payload["messages"])))
+            seen = Observation(request_id, user_turns(payload["messages"]))
+            decision = self._policy.decide(seen, {e.name: self._state(e) for e in self._router.live})
         else:
             decision = Decision(request_id, "pinned", wanted, "the request names the expert")
         expert = self._router.expert(decision.chosen)
@@ -110,23 +117,38 @@ class Front:
         logger.info("routed to expert=%s policy=%s: %s", expert.name, decision.policy, decision.reason)
         return expert, decision
 
+    def _state(self, expert: Expert) -> ExpertState:
+        engine, now = self._engines[expert.model_key], asyncio.get_running_loop().time()
+        return ExpertState(engine.up and self._breakers[expert.name].allows(now), engine.wait_s)
+
+    def _told(self, expert: Expert, status: int) -> None:
+        """What became of a request; a queue that is full is no better for the next one than a failure."""
+        breaker, now = self._breakers[expert.name], asyncio.get_running_loop().time()
+        after = breaker.told(failed=status == 429 or status >= 500, now=now)
+        self._breakers[expert.name] = after
+        if after.open_s > breaker.open_s:
+            logger.warning("expert %s gets no routed requests for %g s", expert.name, after.open_s)
+
     async def _chat(self, payload: dict[str, Any], expert: Expert, decision: Decision) -> Response:
         headers = {
             "x-largeforge-expert": expert.name,
             "x-largeforge-artifact": expert.artifact,
             "x-largeforge-decision": _header(decision),
         }
-        deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
+        now = asyncio.get_running_loop().time()
+        deadline = now + self._limits.timeout_s
+        self._breakers[expert.name] = self._breakers[expert.name].asked(now)
         parts = self._engines[expert.model_key].answer(expert.name, payload | {"model": expert.name})
         try:
             head = await self._next(parts, deadline)
         except ApiError as error:
+            self._told(expert, error.status)
             return Response(error.body(), error.status, headers | error.headers, "application/json")
         assert isinstance(head, ReplyHead), "an engine sends a reply's head before its bytes"
         if head.retry_after_s is not None:
             headers["retry-after"] = str(head.retry_after_s)
         streamed = head.content_type.startswith("text/event-stream")
-        stream = self._rest(parts, deadline, streamed)
+        stream = self._rest(parts, deadline, expert, head.status, streamed)
         if streamed:
             return StreamingResponse(stream, head.status, headers, head.content_type)
         try:
@@ -135,15 +157,19 @@ class Front:
             return Response(error.body(), error.status, headers | error.headers, "application/json")
         return Response(body, head.status, headers, head.content_type)
 
-    async def _rest(self, parts: Any, deadline: float, streamed: bool) -> AsyncIterator[bytes]:
+    async def _rest(
+        self, parts: Any, deadline: float, expert: Expert, status: int, streamed: bool
+    ) -> AsyncIterator[bytes]:
         """What follows the head. A stream that breaks off ends with an error event, not as if finished."""
         async with aclosing(parts):
             while True:
                 try:
                     yield await self._next(parts, deadline)
                 except StopAsyncIteration:
+                    self._told(expert, status)
                     return
                 except ApiError as error:
+                    self._told(expert, error.status)
                     if not streamed:
                         raise
                     yield error.event()

@@ -63,11 +63,18 @@ class Expert:
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """``threshold`` is the score, 0..1, below which a request goes to the ``fallback`` expert."""
+    """``threshold`` is the score, 0..1, below which a request goes to the ``fallback`` expert.
+
+    ``cost_weight`` is the quality that a thousand tokens for one unit of price are worth, ``wait_weight``
+    that of a second's wait; ``sticky`` conversations stay with their expert.
+    """
 
     kind: str
     fallback: str
     threshold: float = 0.5
+    cost_weight: float = 0.0
+    wait_weight: float = 0.0
+    sticky: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a policy may look at: the last user text, as words."""
+"""What a policy may look at: the user's turns, as words."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ MAX_TEXT_CHARS = 32_768
 """Longer prompts are read at both ends: an instruction stands before or after the material it is about."""
 
 
-def last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The text of the last user turn, or "" if there is none. Content parts are joined by newlines."""
-    for message in reversed(messages):
-        if message.get("role") == "user":
-            return content_text(message.get("content"))
-    return ""
+def user_turns(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The texts of the user's turns. Content parts are joined by newlines."""
+    return tuple(content_text(m.get("content")) for m in messages if m.get("role") == "user")
 
 
 def content_text(content: Any) -> str:

@@ -1,91 +1,121 @@
-"""Policies: ``decide(observation) -> Decision``, without clock, I/O or state."""
+"""Policies: ``decide(observation, states) -> Decision``, without clock, I/O or state.
+
+A scorer says how good each expert would be for a text; one rule, the same for every policy, makes a decision
+of it: the expert with the most ``quality - cost_weight * price - wait_weight * predicted wait`` of those that
+are up and reach the threshold. The general expert, ``fallback``, is worth the threshold for whatever it is
+not scored higher for, so a specialist that is dear or busy loses to it before it loses to nobody.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from largeforge_ray.errors import ConfigError
-from largeforge_ray.routing.experts import Expert, Router
-from largeforge_ray.routing.features import words
+from largeforge_ray.routing.experts import Expert, PolicyConfig, Router
+from largeforge_ray.routing.keyword import KeywordScorer
 from largeforge_ray.types import Decision
 
-SUPPORTED = ("keyword",)
+SCORERS = {"keyword": KeywordScorer}
+MOST_TURNS = 16
+"""Of a conversation: who has not found its expert by then is asked about its last turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is known when a request arrives. ``text`` is the last user turn."""
+    """What is known when a request arrives: the user's turns, the last one at the end."""
 
     request_id: str
-    text: str
+    turns: tuple[str, ...]
 
 
-class Policy(Protocol):
-    """Chooses one of the live experts it was built with."""
+@dataclass(frozen=True, slots=True)
+class ExpertState:
+    """What is known of an expert: whether requests should go to it, and how long one would wait."""
 
-    def decide(self, observation: Observation) -> Decision: ...
+    up: bool = True
+    wait_s: float = 0.0
+
+
+class Scorer(Protocol):
+    """How good each expert would be."""
+
+    name: str
+
+    def score(self, text: str) -> dict[str, float]:
+        """0..1 for every expert."""
+
+    def why(self, text: str, expert: str) -> str:
+        """What the expert's score stands on, without a word of the text."""
+
+
+class Policy:
+    """Chooses one of the live experts of a router."""
+
+    def __init__(self, config: PolicyConfig, experts: tuple[Expert, ...], scorer: Scorer) -> None:
+        self._config, self._scorer = config, scorer
+        # The cheaper one comes first, then the alphabet, so that the choice depends on no order.
+        self._prices = dict(sorted(((e.name, _price(e)) for e in experts), key=lambda e: (e[1], e[0])))
+
+    def decide(self, observation: Observation, states: Mapping[str, ExpertState] | None = None) -> Decision:
+        """Experts that ``states`` does not mention are up and idle.
+
+        A conversation stays with the expert of its first turn that has one, so that what the engine has
+        computed of it is of use; ``sticky: false`` goes by the last turn alone.
+        """
+        request_id, states = observation.request_id, states or {}
+        *earlier, last = observation.turns or ("",)
+        for text in earlier[:MOST_TURNS] if self._config.sticky else ():
+            decision = self._decide(request_id, text, states)
+            if not decision.fell_back:
+                return replace(decision, reason=f"{decision.reason}, in an earlier turn")
+        return self._decide(request_id, last, states)
+
+    def _decide(self, request_id: str, text: str, states: Mapping[str, ExpertState]) -> Decision:
+        config, scores = self._config, self._scorer.score(text)
+        ranked = sorted(self._prices, key=lambda name: -scores[name])  # stable: ties keep the cheaper first
+        best = ranked[0]
+        fits = [n for n in ranked if n != config.fallback and scores[n] > 0 and scores[n] >= config.threshold]
+        open_to = [n for n in fits if states.get(n, ExpertState()).up]
+        worth = {n: self._worth(n, scores, states) for n in (*open_to, config.fallback)}
+        chosen = max(worth, key=worth.__getitem__)
+        fell_back = chosen == config.fallback and (best != chosen or scores[best] < config.threshold)
+        others = [name for name in ranked if name != chosen]
+        return Decision(
+            request_id=request_id,
+            policy=self._scorer.name,
+            chosen=chosen,
+            reason=self._reason(text, best, scores[best], chosen, open_to),
+            runner_up=others[0] if others else None,
+            scores=scores,
+            confidence=round(1.0 - scores[best], 4) if fell_back else scores[chosen],
+            predicted_wait_s=states[chosen].wait_s if chosen in states else None,
+            fell_back=fell_back,
+        )
+
+    def _worth(self, name: str, scores: Mapping[str, float], states: Mapping[str, ExpertState]) -> float:
+        config, state = self._config, states.get(name, ExpertState())
+        quality = max(scores[name], config.threshold) if name == config.fallback else scores[name]
+        return quality - config.cost_weight * self._prices[name] - config.wait_weight * state.wait_s
+
+    def _reason(self, text: str, best: str, score: float, chosen: str, open_to: list[str]) -> str:
+        if score == 0.0:
+            return f"no {self._scorer.name} of any expert found"
+        why = self._scorer.why(text, best)
+        if chosen == best:
+            return why
+        if score < self._config.threshold:
+            return f"{why}, below threshold {self._config.threshold:g}"
+        return f"{why}, dearer or busier" if best in open_to else f"{why}, which is down"
 
 
 def build_policy(router: Router) -> Policy:
     """The policy a router asks for. Raises ``ConfigError`` for a kind that does not exist."""
-    if router.policy.kind == "keyword":
-        return KeywordPolicy(router.live, router.policy.fallback, router.policy.threshold)
-    raise ConfigError(f"policy kind '{router.policy.kind}' is unknown. Supported: {list(SUPPORTED)}")
+    if router.policy.kind not in SCORERS:
+        raise ConfigError(f"policy kind '{router.policy.kind}' is unknown. Supported: {list(SCORERS)}")
+    return Policy(router.policy, router.live, SCORERS[router.policy.kind](router.live))
 
 
-class KeywordPolicy:
-    """The expert whose territory's keywords the request covers best.
-
-    The score is the weight of the keywords found over the weight of them all. The request goes to
-    ``fallback`` when no score reaches ``threshold``; equal scores go to the cheaper expert, then to the
-    alphabet, so the choice depends on no order.
-    """
-
-    def __init__(self, experts: tuple[Expert, ...], fallback: str, threshold: float) -> None:
-        self._fallback = fallback
-        self._threshold = threshold
-        self._experts = tuple(sorted(experts, key=_by_price))
-        # Folded once here, because keywords are compared with folded words on every request.
-        self._keywords = {expert.name: _folded(expert.territory.keywords) for expert in experts}
-
-    def decide(self, observation: Observation) -> Decision:
-        found = words(observation.text)
-        scores = {e.name: _coverage(self._keywords[e.name], found) for e in self._experts}
-        ranked = sorted(scores, key=lambda name: -scores[name])  # stable: ties keep the cheaper first
-        best = ranked[0]
-        fell_back = scores[best] < self._threshold or scores[best] == 0.0
-        chosen = self._fallback if fell_back else best
-        others = [name for name in ranked if name != chosen]
-        return Decision(
-            request_id=observation.request_id,
-            policy="keyword",
-            chosen=chosen,
-            reason=self._reason(best, scores[best], found, fell_back),
-            runner_up=others[0] if others else None,
-            scores=scores,
-            confidence=round(1.0 - scores[best], 4) if fell_back else scores[best],
-            fell_back=fell_back,
-        )
-
-    def _reason(self, best: str, score: float, found: frozenset[str], fell_back: bool) -> str:
-        # Counts only: the words themselves would carry a piece of the prompt into logs and headers.
-        keywords = self._keywords[best]
-        covered = f"{len(keywords.keys() & found)} of {len(keywords)} keywords of '{best}'"
-        if not keywords or score == 0.0:
-            return "no keyword of any expert found"
-        return f"{covered}, below threshold {self._threshold:g}" if fell_back else covered
-
-
-def _by_price(expert: Expert) -> tuple[float, str]:
-    return (expert.price.per_1k_prompt + expert.price.per_1k_completion, expert.name)
-
-
-def _folded(keywords: dict[str, float]) -> dict[str, float]:
-    """Keywords as ``words`` would find them. A phrase counts as its words, each with the phrase's weight."""
-    return {word: weight for keyword, weight in keywords.items() for word in words(keyword) if weight > 0}
-
-
-def _coverage(keywords: dict[str, float], found: frozenset[str]) -> float:
-    total = sum(keywords.values())
-    return round(sum(w for word, w in keywords.items() if word in found) / total, 4) if total else 0.0
+def _price(expert: Expert) -> float:
+    return expert.price.per_1k_prompt + expert.price.per_1k_completion

@@ -31,8 +31,8 @@ class ScriptedEngine:
     ``open`` counts the answers that are neither finished nor closed.
     """
 
-    def __init__(self, *script: Any, up: bool = True) -> None:
-        self.up, self.script = up, script
+    def __init__(self, *script: Any, up: bool = True, wait_s: float = 0.0) -> None:
+        self.up, self.wait_s, self.script = up, wait_s, script
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.open = 0
 

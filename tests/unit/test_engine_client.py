@@ -80,7 +80,7 @@ def task_error() -> Exception:
 
 
 async def up(handle: ScriptedHandle, accept_s: float = 1.0) -> EngineClient:
-    client = EngineClient(handle, accept_s=accept_s)
+    client = EngineClient(handle, accept_s=accept_s, slots=2)
     await until(client, True)
     return client
 
@@ -127,7 +127,7 @@ async def test_a_new_client_refuses_until_the_deployment_is_ready_and_survives_i
     handle = ScriptedHandle((ACCEPTED, STREAM))
     handle.healthy.clear()
     handle.ready_errors = [RayActorError(), RayServeException("not yet"), task_error()]
-    client = EngineClient(handle, accept_s=1.0)
+    client = EngineClient(handle, accept_s=1.0, slots=2)
     await asyncio.sleep(0.02)
     assert not client.up
     assert (await refusal(client)).status == 503

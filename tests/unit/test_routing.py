@@ -14,10 +14,10 @@ from largeforge_ray.errors import ConfigError
 from largeforge_ray.routing import (
     Observation,
     build_policy,
-    last_user_text,
     model_groups,
     parse_router,
     territory_keywords,
+    user_turns,
 )
 from largeforge_ray.routing.features import MAX_TEXT_CHARS, words
 
@@ -67,7 +67,7 @@ def router(*experts: dict, threshold: float = 0.5, fallback: str = "base", kind:
 
 def decide(text: str, *experts: dict, **policy):
     return build_policy(parse_router(router(expert("base"), *experts, **policy))).decide(
-        Observation("r1", text)
+        Observation("r1", (text,))
     )
 
 
@@ -224,21 +224,21 @@ def test_every_text_gets_a_live_expert(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "text"),
+    ("messages", "turns"),
     [
-        ([], ""),
-        ([{"role": "system", "content": "s"}], ""),
-        ([{"role": "user", "content": "one"}, {"role": "assistant", "content": "a"}], "one"),
-        ([{"role": "user", "content": "one"}, {"role": "user", "content": "two"}], "two"),
+        ([], ()),
+        ([{"role": "system", "content": "s"}], ()),
+        ([{"role": "user", "content": "one"}, {"role": "assistant", "content": "a"}], ("one",)),
+        ([{"role": "user", "content": "one"}, {"role": "user", "content": "two"}], ("one", "two")),
         (
             [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
-            "a\nb",
+            ("a\nb",),
         ),
-        ([{"role": "user", "content": None}], ""),
+        ([{"role": "user", "content": None}], ("",)),
     ],
 )
-def test_the_last_user_text(messages, text: str) -> None:
-    assert last_user_text(messages) == text
+def test_the_users_turns(messages, turns: tuple[str, ...]) -> None:
+    assert user_turns(messages) == turns
 
 
 def test_a_huge_text_is_read_at_both_ends() -> None:
