@@ -72,6 +72,16 @@ class Gate(Strict):
     confidence: float = Field(0.95, gt=0.5, lt=1.0)
 
 
+class Routing(Strict):
+    """How a router chooses: the expert with the most ``score - cost_weight * price - wait_weight * wait``."""
+
+    kind: Literal["keyword"] = "keyword"
+    threshold: float = Field(0.5, ge=0.0, le=1.0, description="Below this score the general expert answers.")
+    cost_weight: float = Field(0.0, ge=0.0, description="Of an expert's price for a thousand tokens.")
+    wait_weight: float = Field(0.0, ge=0.0, description="Of the seconds a request would wait.")
+    sticky: bool = Field(True, description="A conversation stays with its expert.")
+
+
 class PromoteStage(StageBase):
     """Check a candidate, prove it on the engine, and make it an expert beside the base model."""
 
@@ -80,13 +90,15 @@ class PromoteStage(StageBase):
     candidate: Ref
     gate: Gate
     max_lora_rank: int = Field(16, ge=1, le=512)
+    policy: Routing = Routing()
 
     def references(self) -> dict[str, str]:
         return {"candidate": self.candidate, "gate.outcomes": self.gate.outcomes}
 
     def settings(self) -> dict[str, Any]:
-        gate = self.gate.model_dump(mode="json", exclude={"outcomes"})
-        return {"kind": self.kind, "gate": gate, "max_lora_rank": self.max_lora_rank}
+        kept = self.model_dump(mode="json", include={"kind", "gate", "max_lora_rank", "policy"})
+        del kept["gate"]["outcomes"]
+        return kept
 
 
 Stage = Annotated[

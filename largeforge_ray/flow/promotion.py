@@ -87,7 +87,7 @@ def _table(context: RunContext, stage: PromoteStage, prompts: list[str]) -> dict
 
     keywords = territory_keywords(prompts)
     return {
-        "policy": {"kind": "keyword", "fallback": "base", "threshold": 0.5},
+        "policy": stage.policy.model_dump(mode="json") | {"fallback": "base"},
         "model": {"key": model_key, "path_kind": "model"},
         "experts": [
             expert("base", None, {"prompts": [], "keywords": {}}),

@@ -135,6 +135,7 @@ def test_moving_the_prompts_or_the_model_changes_no_key(home: Path, store: Store
         ("items: prompts", "items: prompts.train", ["outcomes", "live"]),
         ("min_gain: 0.0", "min_gain: 0.1", ["live"]),
         ("max_lora_rank: 16", "max_lora_rank: 32", ["live"]),
+        ("max_lora_rank: 16", "max_lora_rank: 16\n    policy: {wait_weight: 0.1}", ["live"]),
         ("max_model_len: 512", "max_model_len: 640", BELOW_ROWS),
     ],
 )
