@@ -24,7 +24,7 @@ class GenerateRequest:
     """One prompt for an engine. ``adapter`` is a PEFT folder, or None for the model itself.
 
     ``prompt_ids`` are the prompt as token ids, in the place of ``messages``; ``topk`` asks for the most
-    likely tokens at every place of the answer, and 0 for the answer's ids alone.
+    likely tokens at every place of the answer, and 0 for the answer's ids and log-probabilities alone.
     """
 
     request_id: str
@@ -51,9 +51,9 @@ class Likeliest:
 class Generation:
     """One finished answer, or the reason there is none (``error``). Times are in seconds.
 
-    ``logprobs`` are of each of ``token_ids``, which end with the token that ended the answer; both are
-    given where the request gave its prompt as ids or asked for ``topk``. ``usd`` is what it cost, and of the
-    prompt's tokens ``cached_tokens`` had been computed for another request.
+    ``logprobs`` are of each of ``token_ids``, which end with the token that ended the answer; both and
+    ``mean_logprob`` are given where the request gave its prompt as ids or asked for ``topk``. ``usd`` is what
+    it cost, and of the prompt's tokens ``cached_tokens`` had been computed for another request.
     """
 
     request_id: str

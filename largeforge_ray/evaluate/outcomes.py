@@ -29,7 +29,7 @@ class OutcomeRecipe(Recipe):
         for name, (key, adapter) in self.experts.items():
             content = [item["item_hash"], key, asdict(self.sampling)]
             row_key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            request = GenerateRequest(row_key, tuple(item["messages"]), self.sampling, adapter)
+            request = GenerateRequest(row_key, tuple(item["messages"]), self.sampling, adapter, topk=0)
             asked = item | {"expert": name, "expert_key": key, "task": self.task}
             work.append(Work(row_key, request, asked))
         return work

@@ -120,12 +120,14 @@ class Engine:
                 "shorten it or raise model.max_model_len",
             )
         s = request.sampling
+        # What nobody asks for costs the engine a logarithm over its vocabulary in every step.
+        asked = request.prompt_ids is not None or request.topk is not None
         params = {
             "temperature": s.temperature,
             "top_p": s.top_p,
             "max_tokens": min(s.max_tokens, room),
             "seed": s.seed,
-            "logprobs": request.topk or 0,
+            "logprobs": (request.topk or 0) if asked else None,
         }
         try:
             output = await self._run(request, ids, params)
@@ -133,7 +135,6 @@ class Engine:
             return Generation(request.request_id, prompt_tokens=len(ids), error=str(error))
         answer = output.outputs[0]
         tokens = len(answer.token_ids)
-        asked = request.prompt_ids is not None or request.topk is not None
         drawn_ids, logprobs = _drawn_tokens(answer) if asked else ((), ())
         return Generation(
             request_id=request.request_id,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from largeforge_ray.evaluate import read_outcomes
 from largeforge_ray.store import open_store
 from largeforge_ray.teach import read_teacher_rows
 from tests.local_ray.conftest import Forge, metrics
@@ -65,6 +66,9 @@ def test_the_adapter_learned_what_the_base_model_cannot(forge: Forge) -> None:
     facts = metrics(forge, "outcomes")
     assert facts["gains"]["orders"]["low"] > 0.0
     assert facts["candidates"]["base"]["errors"] == facts["candidates"]["orders"]["errors"] == 0
+    store = open_store(forge.store)
+    sure = [row["confidence"] for row in read_outcomes(store.fetch(store.get("outcomes")))]
+    assert all(0.0 < confidence <= 1.0 for confidence in sure)
     losses = [loss for _, loss in metrics(forge, "orders")["losses"]]
     assert losses[-1] < losses[0] / 2
 
