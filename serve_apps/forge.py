@@ -5,6 +5,8 @@ serve run serve_apps.forge:build_app store=./forge router=live
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +17,7 @@ from starlette.responses import Response
 from largeforge_ray.routing import Router
 from largeforge_ray.routing.experts import ModelGroup, model_groups, parse_router
 from serve_apps.expert import EngineClient, ExpertEngine
+from serve_apps.keys import KeyRing, read_keys
 from serve_apps.router import Front, Limits
 
 
@@ -27,6 +30,9 @@ class ForgeArgs(BaseModel):
     router: str = Field("live", description="Key or name of a router artifact.")
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
+    keys: str | None = Field(
+        None, description="File of API keys, from `largeforge keys`; None asks for none."
+    )
     max_num_seqs: int = Field(16, ge=1, description="Requests an engine works on at once.")
     max_tokens: int = Field(1024, ge=1, description="The longest answer a request may ask for.")
     max_body_bytes: int = Field(1_000_000, ge=1)
@@ -44,7 +50,8 @@ class RouterDeployment:
             for key, h in handles.items()
         }
         limits = Limits(args.max_body_bytes, args.max_tokens, args.request_timeout_s)
-        self._front = Front(router, engines, limits)
+        keys = KeyRing(read_keys(Path(args.keys)), time.monotonic) if args.keys else None
+        self._front = Front(router, engines, limits, keys)
 
     async def __call__(self, request: Request) -> Response:
         return await self._front.handle(request)
@@ -53,9 +60,12 @@ class RouterDeployment:
 def build_app(args: ForgeArgs) -> serve.Application:
     """Read the router artifact and bind its deployments.
 
-    Raises ``StoreError`` if the artifact is not there and ``ConfigError`` if its table is wrong.
+    Raises ``StoreError`` if the artifact is not there and ``ConfigError`` if its table or the keys are wrong.
     """
     from largeforge_ray.store import open_store
+
+    if args.keys:
+        read_keys(Path(args.keys))
 
     store = open_store(args.store)
     artifact = store.get(args.router)

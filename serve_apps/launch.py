@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import urllib.error
 import urllib.request
 from typing import Any
 
-from largeforge_ray.errors import StageError, StoreError
+from largeforge_ray.errors import ConfigError, StageError, StoreError
 from serve_apps.forge import ForgeArgs, build_app
 
 APP = "largeforge"
@@ -27,18 +28,21 @@ def start(args: ForgeArgs, *, host: str = "127.0.0.1", port: int = 8000) -> str:
     """Deploy, wait until every engine answers, and return the base URL.
 
     Raises:
+        ConfigError: others could reach ``host``, and ``args`` ask for no keys.
         StageError: a deployment does not start, or the cluster's Serve listens somewhere else.
     """
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
+    require_keys(host, args.keys)
     app = build_app(args)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         serve.run(app, name=APP, route_prefix="/")
     except (RayServeException, RuntimeError) as error:
         raise StageError(f"the application did not start: {_reason(error)}") from error
-    url = f"http://{host}:{port}"
+    # Who listens everywhere also listens here.
+    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=30):
             return url
@@ -47,6 +51,19 @@ def start(args: ForgeArgs, *, host: str = "127.0.0.1", port: int = 8000) -> str:
             f"the application runs but does not answer on {url}: {error}; Serve was started on this cluster "
             "before, on another address: use that one, or `serve shutdown` first"
         ) from None
+
+
+def require_keys(host: str, keys: str | None) -> None:
+    """Raise ``ConfigError`` if other machines reach ``host`` and nobody has to show a key."""
+    try:
+        closed = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        closed = host == "localhost"
+    if not closed and keys is None:
+        raise ConfigError(
+            f"host {host} is open to other machines and no keys are asked for; make some with "
+            "`largeforge keys new NAME` and give their file as --keys, or listen on 127.0.0.1"
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ RETRY_ENGINE_S = 5
 """An engine is back after 20 to 60 s; asking every few seconds is cheap and finds it soon."""
 
 _TYPES = {
+    401: "authentication_error",
     404: "not_found_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
@@ -123,6 +124,36 @@ def body_too_large(max_body_bytes: int) -> ApiError:
         413,
         f"the request body exceeds {max_body_bytes} bytes; send less, or raise max_body_bytes",
         code="request_too_large",
+    )
+
+
+def no_key() -> ApiError:
+    return ApiError(
+        401, "no API key was given; send the header Authorization: Bearer KEY", code="missing_api_key"
+    )
+
+
+def invalid_key() -> ApiError:
+    return ApiError(
+        401, "the API key is unknown or has been revoked; ask for a new one", code="invalid_api_key"
+    )
+
+
+def too_many_at_once(name: str, limit: int) -> ApiError:
+    return ApiError(
+        429,
+        f"key '{name}' has {limit} requests under way, its limit; wait for one to end",
+        code="concurrency_limit_exceeded",
+        retry_after_s=RETRY_QUEUE_S,
+    )
+
+
+def too_often(name: str, per_minute: int, wait_s: int) -> ApiError:
+    return ApiError(
+        429,
+        f"key '{name}' may send {per_minute} requests a minute; try again in {wait_s} s",
+        code="rate_limit_exceeded",
+        retry_after_s=wait_s,
     )
 
 

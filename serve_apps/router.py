@@ -7,7 +7,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from largeforge_ray.routing.experts import AUTO, Expert
 from largeforge_ray.routing.policy import ExpertState
 from largeforge_ray.types import Decision
 from serve_apps.chat_request import parse_chat_request
+from serve_apps.keys import KeyRing
 from serve_apps.openai_errors import (
     ApiError,
     ReplyHead,
@@ -66,8 +68,10 @@ class Engine(Protocol):
 class Front:
     """Answers HTTP requests for one router. ``engines`` maps each live expert's model key to its engine."""
 
-    def __init__(self, router: Router, engines: Mapping[str, Engine], limits: Limits) -> None:
-        self._router, self._engines, self._limits = router, engines, limits
+    def __init__(
+        self, router: Router, engines: Mapping[str, Engine], limits: Limits, keys: KeyRing | None = None
+    ) -> None:
+        self._router, self._engines, self._limits, self._keys = router, engines, limits, keys
         self._policy = build_policy(router)
         self._breakers = {expert.name: Breaker() for expert in router.live}
         self._created = int(time.time())
@@ -92,6 +96,21 @@ class Front:
             raise wrong_method(request.method, path, [ROUTES[path]])
         if path == "/health":
             return self._health()
+        if self._keys is None:
+            return await self._answer(request, path, request_id)
+        name = self._keys.enter(request.headers.get("authorization", ""))
+        try:
+            response = await self._answer(request, path, request_id)
+        except BaseException:
+            self._keys.leave(name)
+            raise
+        # Of a client that leaves before the first byte only the reply's end of life tells.
+        leave = weakref.finalize(response, self._keys.leave, name)
+        if isinstance(response, StreamingResponse):
+            response.body_iterator = _then(response.body_iterator, leave)
+        return response
+
+    async def _answer(self, request: Request, path: str, request_id: str) -> Response:
         if path == "/v1/models":
             return _json(self._models())
         payload = parse_chat_request(
@@ -199,6 +218,16 @@ class Front:
         if down:
             raise expert_unavailable(down[0])
         return _json({"status": "ok", "experts": experts})
+
+
+async def _then(parts: Any, end: Callable[[], None]) -> AsyncIterator[Any]:
+    """The parts, and ``end`` once they are over or their reader has gone."""
+    try:
+        async with aclosing(parts):
+            async for part in parts:
+                yield part
+    finally:
+        end()
 
 
 def _json(value: Any) -> Response:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 from actors import polite_exit, ray_session
 
@@ -15,7 +16,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="largeforge serve", description="Serve a promoted router.")
     parser.add_argument("--store", default="./forge", help="a folder, or a URL such as s3://bucket/forge")
     parser.add_argument("--router", default="", help="key or name of a router artifact; default: the newest")
-    parser.add_argument("--port", type=int, default=8000, help="port on loopback")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; others than loopback want --keys"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
+    parser.add_argument("--keys", help="file of API keys, made by `largeforge keys new NAME`")
     parser.add_argument(
         "--max-replicas", type=int, default=1, help="engines an expert may grow to under load"
     )
@@ -23,18 +28,20 @@ def main() -> None:
     with polite_exit("the router has stopped"), ray_session(say) as session:
         from largeforge_ray.flow.doctor import require_port
         from serve_apps.forge import ForgeArgs
-        from serve_apps.launch import newest_router, start, stop
+        from serve_apps.launch import newest_router, require_keys, start, stop
 
+        require_keys(options.host, options.keys)
         router = options.router or newest_router(options.store)
-        args = ForgeArgs(store=options.store, router=router, max_replicas=options.max_replicas)
+        keys = str(Path(options.keys).resolve()) if options.keys else None
+        args = ForgeArgs(store=options.store, router=router, max_replicas=options.max_replicas, keys=keys)
         require_port(options.port)
         session.connect()
         say("starting the router and its experts (about 40 s) …")
         started = time.monotonic()
         try:
-            url = start(args, port=options.port)
+            url = start(args, host=options.host, port=options.port)
             say(f"serving on {url}/v1 after {time.monotonic() - started:.1f} s (Ctrl-C stops it); try:")
-            say(EXAMPLE.format(url=url))
+            say(EXAMPLE.format(url=url, key=KEY_HEADER if keys else ""))
             while True:
                 time.sleep(3600)
         finally:
@@ -45,7 +52,8 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-EXAMPLE = """  curl {url}/v1/chat/completions -H 'content-type: application/json' -d \\
+KEY_HEADER = "-H 'authorization: Bearer KEY' "
+EXAMPLE = """  curl {url}/v1/chat/completions {key}-H 'content-type: application/json' -d \\
     '{{"model": "auto", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'"""
 
 if __name__ == "__main__":

@@ -98,17 +98,30 @@ def doctor(store: str, quick: bool) -> None:
 @cli.command()
 @STORE
 @click.option("--router", default="", help="Key or name of a router artifact; the newest if left out.")
-@click.option("--port", default=8000, show_default=True, help="Port on loopback.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Others than loopback want --keys.")
+@click.option("--port", default=8000, show_default=True)
+@click.option("--keys", help="File of API keys, made by: largeforge keys new NAME.")
 @click.option(
     "--max-replicas", default=1, show_default=True, help="Engines an expert may grow to under load."
 )
-def serve(store: str, router: str, port: int, max_replicas: int) -> None:
-    """Serve a promoted router on http://127.0.0.1:PORT/v1 until Ctrl-C."""
+def serve(store: str, router: str, host: str, port: int, keys: str | None, max_replicas: int) -> None:
+    """Serve a promoted router on http://HOST:PORT/v1 until Ctrl-C."""
     from train_jobs.serving import server_command
 
-    command = server_command(store, router, port, max_replicas)
+    more = ["--host", host, "--max-replicas", str(max_replicas), *(["--keys", keys] if keys else [])]
+    command = server_command(store, router, port, *more)
     # In the same process: signals and the exit code are the server's own.
     os.execv(command[0], command)
+
+
+@cli.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    short_help="Make, list and revoke API keys of a served router.",
+)
+@click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+def keys(rest: tuple[str, ...]) -> None:
+    """Make, list and revoke API keys."""
+    os.execv(sys.executable, [sys.executable, "-m", "serve_apps.keys_command", *rest])
 
 
 @cli.command()

@@ -22,9 +22,9 @@ QUESTIONS = (
 HEADERS = ("x-largeforge-expert", "x-largeforge-artifact", "x-largeforge-decision")
 
 
-def server_command(store: str, router: str, port: int, max_replicas: int = 1) -> list[str]:
+def server_command(store: str, router: str, port: int, *more: str) -> list[str]:
     """The command line of the server; an empty ``router`` means the newest."""
-    options = ["--store", store, "--router", router, "--port", str(port), "--max-replicas", str(max_replicas)]
+    options = ["--store", store, "--router", router, "--port", str(port), *more]
     return [sys.executable, "-m", "serve_apps.run", *options]
 
 
