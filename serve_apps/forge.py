@@ -14,10 +14,11 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
+from largeforge_ray.keyfile import read_keys
 from largeforge_ray.routing import Router
 from largeforge_ray.routing.experts import ModelGroup, model_groups, parse_router
 from serve_apps.expert import EngineClient, ExpertEngine
-from serve_apps.keys import KeyRing, read_keys
+from serve_apps.keys import KeyRing
 from serve_apps.router import Front, Limits
 
 

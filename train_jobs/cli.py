@@ -114,14 +114,46 @@ def serve(store: str, router: str, host: str, port: int, keys: str | None, max_r
     os.execv(command[0], command)
 
 
-@cli.command(
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
-    short_help="Make, list and revoke API keys of a served router.",
-)
-@click.argument("rest", nargs=-1, type=click.UNPROCESSED)
-def keys(rest: tuple[str, ...]) -> None:
-    """Make, list and revoke API keys."""
-    os.execv(sys.executable, [sys.executable, "-m", "serve_apps.keys_command", *rest])
+@cli.group()
+@click.option("--file", default="keys.yaml", show_default=True, type=click.Path(path_type=Path))
+@click.pass_context
+def keys(context: click.Context, file: Path) -> None:
+    """Make, list and revoke API keys of a served router."""
+    context.obj = file
+
+
+@keys.command("new")
+@click.argument("name")
+@click.option("--requests-per-minute", type=click.IntRange(1))
+@click.option("--concurrency", type=click.IntRange(1), help="Requests under way at once.")
+@click.pass_obj
+def new_key(file: Path, name: str, requests_per_minute: int | None, concurrency: int | None) -> None:
+    """Make a key for NAME and print it, once: the file holds only its hash."""
+    from largeforge_ray.keyfile import add_key
+
+    click.echo(add_key(file, name, requests_per_minute, concurrency))
+
+
+@keys.command("list")
+@click.pass_obj
+def list_keys(file: Path) -> None:
+    """Print names and limits."""
+    from largeforge_ray.keyfile import read_keys
+
+    for key in read_keys(file):
+        limits = {"requests a minute": key.requests_per_minute, "at once": key.concurrency}
+        told = ", ".join(f"{n} {what}" for what, n in limits.items() if n)
+        click.echo(f"{key.name:<20} {told or 'no limits'}")
+
+
+@keys.command("revoke")
+@click.argument("name")
+@click.pass_obj
+def revoke(file: Path, name: str) -> None:
+    """Take NAME's key out of the file; a router that is started after it does not know it."""
+    from largeforge_ray.keyfile import revoke_key
+
+    revoke_key(file, name)
 
 
 @cli.command()

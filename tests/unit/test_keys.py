@@ -10,8 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from largeforge_ray.errors import ConfigError
+from largeforge_ray.keyfile import add_key, read_keys, revoke_key
 from serve_apps import ForgeArgs, start
-from serve_apps.keys import KeyRing, add_key, read_keys, revoke_key
+from serve_apps.keys import KeyRing
 from serve_apps.openai_errors import ApiError, ReplyHead
 from tests.unit._front import (
     CHAT,
