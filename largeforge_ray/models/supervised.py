@@ -14,12 +14,14 @@ from typing import Any
 
 from largeforge_ray.errors import ModelError
 from largeforge_ray.models.engine import EngineDied
-from largeforge_ray.types import GenerateRequest, Generation, ScoreRequest, TokenScores
+from largeforge_ray.types import GenerateRequest, Generation, Sampling, ScoreRequest, TokenScores
 
 SHARED_DEATHS, LONE_DEATHS = 2, 2
 """One death may be anybody's doing; a second one alone is no longer chance."""
 VAIN_STARTS = 8
 """Starts in a row without one finished request, after which no further start will help."""
+
+HARMLESS = GenerateRequest("harmless", ({"role": "user", "content": "Hello"},), Sampling(max_tokens=1))
 
 LOOK_S = 1.0
 """Seconds between looks at an engine that has not answered."""
@@ -92,7 +94,22 @@ class SupervisedEngine:
                 else:
                     self._vain = 0
                     return answer
+        await self._prove()
         return made(request.request_id, error=f"the engine died {lone} times while it had this request alone")
+
+    async def _prove(self) -> None:
+        """Ask for something harmless: of an engine that still answers, only what it was asked is to blame.
+
+        Towards its end a farm may have nothing left but requests that kill.
+        """
+        async with self._turn(alone=True):
+            life = self.deaths
+            try:
+                await self._while_alive(self._engine.generate([HARMLESS]))
+            except EngineDied:
+                self._revive(life)
+            else:
+                self._vain = 0
 
     async def _while_alive(self, call: Coroutine[Any, Any, Any]) -> Any:
         """What ``call`` returns. Raises ``EngineDied`` too if its engine is replaced meanwhile: whoever meets

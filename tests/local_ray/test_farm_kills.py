@@ -116,9 +116,10 @@ def test_twenty_random_kills_lose_no_row_and_double_none(tmp_path: Path) -> None
     assert store.list("journal") == []
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-def test_one_kill_makes_few_rows_again(share: float, tmp_path: Path) -> None:
-    manifest, total = write_farm(tmp_path), PROMPTS * SAMPLES
+@pytest.mark.parametrize(("share", "poisoned"), [(0.25, False), (0.5, True), (0.75, False)])
+def test_one_kill_makes_few_rows_again(share: float, poisoned: bool, tmp_path: Path) -> None:
+    """Where the prompts that kill the engine are all that is left in the end, it goes on through them."""
+    manifest, total = write_farm(tmp_path, poisoned=poisoned), PROMPTS * SAMPLES
     run = start(tmp_path, manifest)
     assert wait_until(run, int(share * total))
     os.kill(run.process.pid, signal.SIGKILL)

@@ -112,8 +112,17 @@ def test_every_request_is_answered_or_is_one_that_kills(poison: set[str], kills:
     assert {n for n in NAMES if made[n].error} == poison
 
 
-def test_an_engine_that_never_answers_is_given_up() -> None:
+def test_nothing_but_requests_that_kill_is_answered_with_as_many_errors() -> None:
+    """More of them than an engine may start in vain: between them it shows that it works."""
     host = Host(poison=set(NAMES))
+    made = ask(host, *NAMES)
+    assert {m.error for m in made.values()} == {"the engine died 2 times while it had this request alone"}
+    assert host.starts > 2 * VAIN_STARTS
+    assert host.asked["harmless"] == len(NAMES)
+
+
+def test_an_engine_that_never_answers_is_given_up() -> None:
+    host = Host(poison={*NAMES, "harmless"})
     with pytest.raises(ModelError, match=f"the last {VAIN_STARTS + 1} without an answer between"):
         ask(host, *NAMES)
     assert host.starts == VAIN_STARTS + 1
