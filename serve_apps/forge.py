@@ -19,6 +19,7 @@ from largeforge_ray.routing import Router
 from largeforge_ray.routing.experts import ModelGroup, model_groups, parse_router
 from serve_apps.expert import EngineClient, ExpertEngine
 from serve_apps.keys import KeyRing
+from serve_apps.meters import RayMeters
 from serve_apps.router import Front, Limits
 
 
@@ -52,7 +53,7 @@ class RouterDeployment:
         }
         limits = Limits(args.max_body_bytes, args.max_tokens, args.request_timeout_s)
         keys = KeyRing(read_keys(Path(args.keys)), time.monotonic) if args.keys else None
-        self._front = Front(router, engines, limits, keys)
+        self._front = Front(router, engines, limits, keys=keys, meters=RayMeters())
 
     async def __call__(self, request: Request) -> Response:
         return await self._front.handle(request)

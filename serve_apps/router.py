@@ -11,6 +11,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -23,6 +24,7 @@ from largeforge_ray.routing.policy import ExpertState
 from largeforge_ray.types import Decision
 from serve_apps.chat_request import parse_chat_request
 from serve_apps.keys import KeyRing
+from serve_apps.meters import Meters, NoMeters
 from serve_apps.openai_errors import (
     ApiError,
     ReplyHead,
@@ -69,9 +71,16 @@ class Front:
     """Answers HTTP requests for one router. ``engines`` maps each live expert's model key to its engine."""
 
     def __init__(
-        self, router: Router, engines: Mapping[str, Engine], limits: Limits, keys: KeyRing | None = None
+        self,
+        router: Router,
+        engines: Mapping[str, Engine],
+        limits: Limits,
+        *,
+        keys: KeyRing | None = None,
+        meters: Meters | None = None,
     ) -> None:
         self._router, self._engines, self._limits, self._keys = router, engines, limits, keys
+        self._meters = meters or NoMeters()
         self._policy = build_policy(router)
         self._breakers = {expert.name: Breaker() for expert in router.live}
         self._created = int(time.time())
@@ -121,6 +130,7 @@ class Front:
         expert, decision = self._decide(payload, request_id)
         if path == "/v1/route":
             return _json(asdict(decision) | {"artifact": expert.artifact})
+        self._meters.decided(decision)
         return await self._chat(payload, expert, decision)
 
     def _decide(self, payload: Mapping[str, Any], request_id: str) -> tuple[Expert, Decision]:
@@ -140,9 +150,10 @@ class Front:
         engine, now = self._engines[expert.model_key], asyncio.get_running_loop().time()
         return ExpertState(engine.up and self._breakers[expert.name].allows(now), engine.wait_s)
 
-    def _told(self, expert: Expert, status: int) -> None:
+    def _ended(self, expert: Expert, status: int, began: float) -> None:
         """What became of a request; a queue that is full is no better for the next one than a failure."""
         breaker, now = self._breakers[expert.name], asyncio.get_running_loop().time()
+        self._meters.ended(expert.name, status, now - began)
         after = breaker.told(failed=status == 429 or status >= 500, now=now)
         self._breakers[expert.name] = after
         if after.open_s > breaker.open_s:
@@ -154,21 +165,24 @@ class Front:
             "x-largeforge-artifact": expert.artifact,
             "x-largeforge-decision": _header(decision),
         }
-        now = asyncio.get_running_loop().time()
-        deadline = now + self._limits.timeout_s
-        self._breakers[expert.name] = self._breakers[expert.name].asked(now)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        deadline = began + self._limits.timeout_s
+        self._breakers[expert.name] = self._breakers[expert.name].asked(began)
         parts = self._engines[expert.model_key].answer(expert.name, payload | {"model": expert.name})
         try:
             head = await self._next(parts, deadline)
         except ApiError as error:
-            self._told(expert, error.status)
+            self._ended(expert, error.status, began)
             return Response(error.body(), error.status, headers | error.headers, "application/json")
         assert isinstance(head, ReplyHead), "an engine sends a reply's head before its bytes"
         if head.retry_after_s is not None:
             headers["retry-after"] = str(head.retry_after_s)
         streamed = head.content_type.startswith("text/event-stream")
-        stream = self._rest(parts, deadline, expert, head.status, streamed)
+        ended = partial(self._ended, expert, began=began)
+        stream = self._rest(parts, deadline, head.status, streamed, ended)
         if streamed:
+            self._meters.began(expert.name, clock() - began)
             return StreamingResponse(stream, head.status, headers, head.content_type)
         try:
             body = b"".join([part async for part in stream])
@@ -177,7 +191,7 @@ class Front:
         return Response(body, head.status, headers, head.content_type)
 
     async def _rest(
-        self, parts: Any, deadline: float, expert: Expert, status: int, streamed: bool
+        self, parts: Any, deadline: float, status: int, streamed: bool, ended: Callable[[int], None]
     ) -> AsyncIterator[bytes]:
         """What follows the head. A stream that breaks off ends with an error event, not as if finished."""
         async with aclosing(parts):
@@ -185,10 +199,10 @@ class Front:
                 try:
                     yield await self._next(parts, deadline)
                 except StopAsyncIteration:
-                    self._told(expert, status)
+                    ended(status)
                     return
                 except ApiError as error:
-                    self._told(expert, error.status)
+                    ended(error.status)
                     if not streamed:
                         raise
                     yield error.event()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import openai
@@ -119,6 +122,32 @@ def test_a_refusal_is_the_clients_own_error(server: Server) -> None:
         ask(server, "gpt-4", ORDER)
     with pytest.raises(openai.BadRequestError, match="context length"):
         ask(server, "base", "word " * 3000)
+
+
+def test_ray_exports_what_the_router_counts(server: Server) -> None:
+    """What the tests before have asked, within the ten seconds between two exports."""
+    wait_for(lambda: "ray_largeforge_requests_total{" in exported(server), 60)
+    text = exported(server)
+    assert re.search(r'ray_largeforge_requests_total\{.*expert="orders".*status="200".*\} [1-9]', text)
+    assert re.search(r'ray_largeforge_requests_total\{.*expert="base".*status="400".*\} [1-9]', text)
+    assert re.search(r'ray_largeforge_decisions_total\{.*expert="orders".*policy="keyword".*\} [1-9]', text)
+    assert re.search(r'ray_largeforge_first_event_seconds_count\{.*expert="orders".*\} [1-9]', text)
+
+
+def exported(server: Server) -> str:
+    """All that the ports of the server's Ray tell Prometheus."""
+    found = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        for socket in process.net_connections("tcp"):
+            if socket.status != psutil.CONN_LISTEN:
+                continue
+            url = f"http://{socket.laddr.ip}:{socket.laddr.port}/metrics"
+            with (
+                suppress(OSError, http.client.HTTPException),
+                urllib.request.urlopen(url, timeout=2) as reply,
+            ):
+                found.append(reply.read().decode(errors="replace"))
+    return "\n".join(found)
 
 
 def test_a_busy_port_is_refused_before_anything_starts(server: Server, forge: Forge) -> None:

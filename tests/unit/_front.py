@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from largeforge_ray.routing import parse_router
-from serve_apps.keys import KeyRing
 from serve_apps.openai_errors import ReplyHead
 from serve_apps.router import Engine, Front, Limits
 from tests.unit.test_routing import ADAPTER, MODEL, expert, router
@@ -71,7 +70,7 @@ EVENTS = [event("Hel"), event("lo \u00e9\U0001f600"), event("!")]
 
 
 def app(
-    engine: Engine, other: Engine | None = None, limits: Limits = LIMITS, keys: KeyRing | None = None
+    engine: Engine, other: Engine | None = None, limits: Limits = LIMITS, **more: Any
 ) -> Callable[..., Awaitable[None]]:
     """An ASGI application that does what Serve does: awaits the response, then sends it."""
     experts = [
@@ -81,7 +80,7 @@ def app(
         expert("old", model_key="e" * 64, state="draining"),
     ]
     engines = {MODEL: engine, OTHER_MODEL: other or ScriptedEngine()}
-    front = Front(parse_router(router(*experts)), engines, limits, keys)
+    front = Front(parse_router(router(*experts)), engines, limits, **more)
 
     async def run(scope: Any, receive: Any, send: Any) -> None:
         response = await front.handle(Request(scope, receive))
