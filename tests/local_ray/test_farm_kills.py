@@ -122,6 +122,8 @@ def test_one_kill_makes_few_rows_again(share: float, poisoned: bool, tmp_path: P
     manifest, total = write_farm(tmp_path, poisoned=poisoned), PROMPTS * SAMPLES
     run = start(tmp_path, manifest)
     assert wait_until(run, int(share * total))
+    # What is done is told right after it was journalled; most kills come at another time.
+    time.sleep(random.Random(share).uniform(0.0, 2.0))
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait(10)
     run = start(tmp_path, manifest)
