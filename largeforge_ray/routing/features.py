@@ -35,9 +35,18 @@ def words(text: str) -> frozenset[str]:
         half = MAX_TEXT_CHARS // 2
         text = f"{text[:half]} {text[-half:]}"
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return frozenset("".join(c if _in_word(c) else " " for c in folded).split())
+    return frozenset(folded.translate(_BETWEEN_WORDS).split())
 
 
-def _in_word(char: str) -> bool:
-    # Vowel signs of Indic scripts are marks, not letters; without them one word would fall apart.
-    return char.isalnum() or unicodedata.category(char)[0] == "M"
+class _Between(dict[int, str]):
+    """What ``str.translate`` puts in the place of a character: itself, or a space. Filled as they are met."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        # Vowel signs of Indic scripts are marks, not letters; without them one word would fall apart.
+        kept = char.isalnum() or unicodedata.category(char)[0] == "M"
+        self[code] = char if kept else " "
+        return self[code]
+
+
+_BETWEEN_WORDS = _Between()

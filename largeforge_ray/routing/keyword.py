@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from largeforge_ray.routing.experts import Expert
 from largeforge_ray.routing.features import words
@@ -17,15 +17,16 @@ class KeywordScorer:
         # Folded once here, because keywords are compared with folded words on every request.
         self._keywords = {expert.name: _folded(expert.territory.keywords) for expert in experts}
 
-    def score(self, text: str) -> dict[str, float]:
-        """0..1 for every expert."""
+    def score(self, text: str) -> tuple[dict[str, float], Callable[[str], str]]:
+        """0..1 for every expert, and what an expert's score stands on."""
         found = words(text)
-        return {name: _coverage(keywords, found) for name, keywords in self._keywords.items()}
 
-    def why(self, text: str, expert: str) -> str:
-        # Counts only: the words themselves would carry a piece of the prompt into logs and headers.
-        keywords = self._keywords[expert]
-        return f"{len(keywords.keys() & words(text))} of {len(keywords)} keywords of '{expert}'"
+        def why(expert: str) -> str:
+            # Counts only: the words themselves would carry a piece of the prompt into logs and headers.
+            keywords = self._keywords[expert]
+            return f"{len(keywords.keys() & found)} of {len(keywords)} keywords of '{expert}'"
+
+        return {name: _coverage(keywords, found) for name, keywords in self._keywords.items()}, why
 
 
 def _folded(keywords: dict[str, float]) -> dict[str, float]:

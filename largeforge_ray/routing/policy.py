@@ -8,7 +8,7 @@ not scored higher for, so a specialist that is dear or busy loses to it before i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -43,11 +43,8 @@ class Scorer(Protocol):
 
     name: str
 
-    def score(self, text: str) -> dict[str, float]:
-        """0..1 for every expert."""
-
-    def why(self, text: str, expert: str) -> str:
-        """What the expert's score stands on, without a word of the text."""
+    def score(self, text: str) -> tuple[dict[str, float], Callable[[str], str]]:
+        """0..1 for every expert, and what an expert's score stands on, without a word of the text."""
 
 
 class Policy:
@@ -73,7 +70,7 @@ class Policy:
         return self._decide(request_id, last, states)
 
     def _decide(self, request_id: str, text: str, states: Mapping[str, ExpertState]) -> Decision:
-        config, scores = self._config, self._scorer.score(text)
+        config, (scores, why) = self._config, self._scorer.score(text)
         ranked = sorted(self._prices, key=lambda name: -scores[name])  # stable: ties keep the cheaper first
         best = ranked[0]
         fits = [n for n in ranked if n != config.fallback and scores[n] > 0 and scores[n] >= config.threshold]
@@ -86,7 +83,7 @@ class Policy:
             request_id=request_id,
             policy=self._scorer.name,
             chosen=chosen,
-            reason=self._reason(text, best, scores[best], chosen, open_to),
+            reason=self._reason(why(best), best, scores[best], chosen, open_to),
             runner_up=others[0] if others else None,
             scores=scores,
             confidence=round(1.0 - scores[best], 4) if fell_back else scores[chosen],
@@ -99,10 +96,9 @@ class Policy:
         quality = max(scores[name], config.threshold) if name == config.fallback else scores[name]
         return quality - config.cost_weight * self._prices[name] - config.wait_weight * state.wait_s
 
-    def _reason(self, text: str, best: str, score: float, chosen: str, open_to: list[str]) -> str:
+    def _reason(self, why: str, best: str, score: float, chosen: str, open_to: list[str]) -> str:
         if score == 0.0:
             return f"no {self._scorer.name} of any expert found"
-        why = self._scorer.why(text, best)
         if chosen == best:
             return why
         if score < self._config.threshold:
