@@ -52,7 +52,10 @@ class Engine:
 
         args = engine_args(Path(model_dir), max_model_len=max_model_len, max_lora_rank=max_lora_rank)
         # What is asked about tokens is bounded by who asks: only our own code does.
-        self._llm: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**args, max_logprobs=-1))
+        self._llm: Any = AsyncLLM.from_engine_args(
+            # Nobody reads its statistics, and to keep them costs every step.
+            AsyncEngineArgs(**args, max_logprobs=-1, disable_log_stats=True)
+        )
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._max_model_len = max_model_len
         self._adapters: dict[str, Any] = {}

@@ -188,3 +188,13 @@ def test_scores_wait_for_answers_and_are_what_they_are_alone(
     first, scored, second = run(both())
     assert [g.error for g in first + second] == [None] * 8
     assert [s.logprobs for s in scored] == ask(running, adapter, None)
+
+
+def test_an_answer_tells_how_much_of_its_prompt_was_known(running: tuple[Any, Run]) -> None:
+    engine, run = running
+    turn = ({"role": "user", "content": "a lantern to Vienna, " * 60},)
+    asked = [GenerateRequest(f"c{i}", turn, Sampling(max_tokens=2)) for i in range(2)]
+    (first,), (second,) = (run(engine.generate([request])) for request in asked)
+    assert first.cached_tokens == 0
+    assert 0.5 * second.prompt_tokens < second.cached_tokens < second.prompt_tokens
+    assert (first.mean_logprob, first.token_ids) == (None, ())
