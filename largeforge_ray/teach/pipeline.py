@@ -75,7 +75,8 @@ def missing_rows(items: Path, recipe: Recipe, journal: Any) -> Any:
     """The lazy Ray dataset of the rows to make: their items, and in ``WANTED`` their keys."""
     import ray
 
-    context = ray.data.DataContext.get_current()
+    # A copy: the process may have Ray Data of its own.
+    context = ray.data.DataContext.get_current().copy()
     # Progress is shown from the batches' own numbers, for the work as a whole.
     context.enable_progress_bars = context.print_on_execution_start = False
     # The engines wait for the first block, and blocks as large as Ray Data's take minutes of short prompts.
@@ -86,10 +87,10 @@ def missing_rows(items: Path, recipe: Recipe, journal: Any) -> Any:
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
     missing = partial(_missing, recipe=recipe, done=ray.put(journal.index()))
     # With equal shares Ray Data makes one task of reading and expanding.
-    items_read = ray.data.read_parquet(str(items), num_cpus=SHARE, concurrency=READERS)
-    return items_read.map_batches(
-        missing, batch_size=MOST, batch_format="pyarrow", num_cpus=SHARE, concurrency=READERS
-    )
+    share: Any = {"num_cpus": SHARE, "concurrency": READERS}
+    with ray.data.DataContext.current(context):
+        items_read = ray.data.read_parquet(str(items), **share)
+        return items_read.map_batches(missing, batch_size=MOST, batch_format="pyarrow", **share)
 
 
 def _missing(items: Any, *, recipe: Recipe, done: Any) -> Any:
