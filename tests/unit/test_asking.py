@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from largeforge_ray.errors import ModelError
 from largeforge_ray.store import RowJournal, open_store
 from largeforge_ray.teach import Recipe, Work
-from largeforge_ray.teach.asking import WANTED, Asker
+from largeforge_ray.teach.asking import CALLS, WANTED, Asker
 from largeforge_ray.teach.pipeline import batch_rows, batches_under_way, take_turns
 from largeforge_ray.types import GenerateRequest, Generation, Sampling
 
@@ -88,6 +88,29 @@ def test_after_an_error_nothing_more_is_asked_and_it_is_its_row_s_alone(journal:
     assert told == [{"failed": True, "answers": 1}, {"failed": False, "answers": 2}]
     assert "a-0+" not in engine.asked
     assert {r["row_key"]: r["error"] for r in journal.rows()} == {"a-0": "too long", "a-1": None}
+
+
+def test_a_large_batch_is_asked_for_a_few_rows_at_a_time(journal: RowJournal) -> None:
+    """And what one of a few needs does not keep the others from their ends."""
+    calls = []
+
+    async def answer(request: GenerateRequest) -> Generation:
+        error = "too long" if request.request_id == "r1-0" else None
+        return Generation(request.request_id, text="so", error=error)
+
+    engine = Engine(answer)
+    one_by_one = engine.generate.remote
+
+    async def counted(requests: list[GenerateRequest]) -> list[Generation]:
+        calls.append(len(requests))
+        return await one_by_one(requests)
+
+    engine.generate.remote = counted
+    keys = [f"r{i}-0" for i in range(4 * CALLS + 2)]
+    told = asyncio.run(Asker(journal).ask(batch(*keys), Twice(), engine))
+    assert [n["answers"] for n in told] == [1 if key == "r1-0" else 2 for key in keys]
+    assert sorted(calls) == [2, 2, 3, *[4] * (2 * CALLS - 1)]
+    assert journal.done() == {*keys} - {"r1-0"}
 
 
 def test_when_a_batch_ends_what_others_have_finished_is_journalled_too(journal: RowJournal) -> None:
