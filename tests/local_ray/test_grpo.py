@@ -16,6 +16,7 @@ import yaml
 from largeforge_ray.data import read_rows
 from largeforge_ray.models import detect
 from largeforge_ray.store import Artifact, Store, open_store
+from largeforge_ray.teach import read_teacher_rows
 from tests.local_ray._chaos import Attempt, attempt, strike
 from tests.local_ray.conftest import largeforge
 from tests.local_ray.test_training import adapter
@@ -144,14 +145,18 @@ def test_answers_come_to_be_what_the_pairs_prefer(ran: Ran) -> None:
 
 def test_a_reward_model_picks_the_best_and_the_worst_of_a_prompt_s_answers(ran: Ran) -> None:
     folder = ran.store.fetch(ran.store.get("picked"))
-    pairs = [
-        [capitals(row[side][-1]["content"]) for side in ("chosen", "rejected")]
-        for row in read_rows(folder, "train")
-    ]
-    better, worse = (mean([float(pair[i]) for pair in pairs]) for i in (0, 1))
-    print(f"{len(pairs)} pairs, capital letters {better:.2f} and {worse:.2f}")
+    answers: dict[str, dict[str, float]] = {}
+    for row in read_teacher_rows(folder):
+        answers.setdefault(row["messages"][-1]["content"], {})[row["text"]] = row["score"]
+    pairs = list(read_rows(folder, "train"))
+    sides = {side: [row[side][-1]["content"] for row in pairs] for side in ("chosen", "rejected")}
+    letters = {side: mean([float(capitals(text)) for text in texts]) for side, texts in sides.items()}
+    print(f"{len(pairs)} pairs, capital letters {letters}")
     assert len(pairs) > 20
-    assert better > worse + 1
+    assert letters["chosen"] > letters["rejected"]
+    for row, best, worst in zip(pairs, sides["chosen"], sides["rejected"], strict=True):
+        scores = answers[row["chosen"][-2]["content"]]
+        assert scores[best] == max(scores.values()) > min(scores.values()) == scores[worst]
 
 
 def test_the_adapter_prefers_them_wherever_it_is_loaded(ran: Ran) -> None:
