@@ -155,7 +155,7 @@ def test_a_reward_model_picks_the_best_and_the_worst_of_a_prompt_s_answers(ran: 
     assert len(pairs) > 20
     assert letters["chosen"] > letters["rejected"]
     for row, best, worst in zip(pairs, sides["chosen"], sides["rejected"], strict=True):
-        scores = answers[row["chosen"][-2]["content"]]
+        scores = answers[row["messages"][-1]["content"]]
         assert scores[best] == max(scores.values()) > min(scores.values()) == scores[worst]
 
 
