@@ -147,7 +147,8 @@ def test_a_reward_model_picks_the_best_and_the_worst_of_a_prompt_s_answers(ran: 
     folder = ran.store.fetch(ran.store.get("picked"))
     answers: dict[str, dict[str, float]] = {}
     for row in read_teacher_rows(folder):
-        answers.setdefault(row["messages"][-1]["content"], {})[row["text"].strip()] = row["score"]
+        if text := row["text"].strip():  # of nothing, nothing is made
+            answers.setdefault(row["messages"][-1]["content"], {})[text] = row["score"]
     pairs = list(read_rows(folder, "train"))
     sides = {side: [row[side][-1]["content"] for row in pairs] for side in ("chosen", "rejected")}
     letters = {side: mean([float(capitals(text)) for text in texts]) for side, texts in sides.items()}
