@@ -3,7 +3,7 @@
 python -m benchmarks.farm_ratios                        # some 20 minutes; --only P9 for one of them
 
 P8   Rows/s of the farm, where whatever is finished makes room, and of the same farm asking for one full
-     batch after the other. Answers are as long as a lognormal draw says.
+     batch after the other. Greedy; answers are as long as a lognormal draw says.
 P9   Rows/s through Ray Data with the journal, and of ``vllm.LLM.chat`` given all rows at once. Greedy; the
      texts are compared.
 P10  Seconds with and without vLLM's prefix cache, of questions behind 400 words that all share.
@@ -143,7 +143,7 @@ def continuous_and_static(model_dir: str, folder: Path, pairs: int, rows: int = 
     rng = random.Random(1)
     lengths = [max(4, min(256, round(rng.lognormvariate(3.2, 1.0)))) for _ in range(rows)]
     items = write_items(folder / "p8", prompts(rows), lengths)
-    engine, recipe = engine_actor(model_dir, whole=True), farm_recipe(1.0, None)
+    engine, recipe = engine_actor(model_dir, whole=True), farm_recipe(0.0, None)
 
     def continuous() -> tuple[int, float]:
         made, seconds = farm(items, recipe, engine, rows, folder)
