@@ -3,8 +3,8 @@
 python -m benchmarks.farm_scale                         # --rows 1000000, some minutes and 3 GB of disk
 
 It tells the driver's own resident memory after every tenth of the rows, without the object store's pages that
-it has read and everybody shares, and microseconds a row of the farm, of reading the journal's keys, of bringing
-its rows into order, and of one append alone.
+it has read and everybody shares. Besides, microseconds a row of the farm, of reading the journal's keys, of
+bringing its rows into order, and of one append alone.
 """
 
 from __future__ import annotations
