@@ -22,8 +22,9 @@ from largeforge_ray.teach.asking import WANTED, start_asker
 from largeforge_ray.teach.work import Recipe
 
 FEWEST, MOST, BATCHES = 8, 256, 4000
-SPARE = 1.5
-"""Rows given to an engine for each that it works on at once: what is ready when others end."""
+SPARE = 3.0
+"""Rows given to an engine for each that it works on at once: a batch keeps its place until its longest answer
+is there, and where lengths differ as lognormal ones do, half as many left an engine without work."""
 
 BLOCK_BYTES, READERS = 2**17, 2
 SHARE = 0.1

@@ -17,7 +17,7 @@ from largeforge_ray.errors import ModelError
 from largeforge_ray.store import RowJournal, open_store
 from largeforge_ray.teach import Recipe, Work
 from largeforge_ray.teach.asking import CALLS, WANTED, Asker
-from largeforge_ray.teach.pipeline import batch_rows, batches_under_way, take_turns
+from largeforge_ray.teach.pipeline import SPARE, batch_rows, batches_under_way, take_turns
 from largeforge_ray.types import GenerateRequest, Generation, Sampling
 
 Answer = Callable[[GenerateRequest], Awaitable[Generation]]
@@ -168,7 +168,7 @@ def test_a_journal_that_takes_nothing_is_told_too(
 def test_batches_under_way_hold_more_rows_than_the_engine_works_on(total: int, slots: int) -> None:
     rows = batch_rows(total)
     held = rows * batches_under_way(slots, rows)
-    assert slots < held <= max(2 * rows, 1.5 * slots + rows)
+    assert slots < held <= max(2 * rows, SPARE * slots + rows)
 
 
 def test_the_first_batches_go_to_every_engine() -> None:
