@@ -27,10 +27,13 @@ def main() -> None:
     options = parser.parse_args()
     with polite_exit("the router has stopped"), ray_session(say) as session:
         from largeforge_ray.flow.doctor import require_port
+        from largeforge_ray.keyfile import read_keys
         from serve_apps.forge import ForgeArgs
         from serve_apps.launch import newest_router, require_keys, start, stop
 
         require_keys(options.host, options.keys)
+        if options.keys:
+            read_keys(Path(options.keys))
         router = options.router or newest_router(options.store)
         keys = str(Path(options.keys).resolve()) if options.keys else None
         args = ForgeArgs(store=options.store, router=router, max_replicas=options.max_replicas, keys=keys)

@@ -22,6 +22,7 @@ from largeforge_ray.config.stages import (
     Gate,
     ModelStage,
     PromoteStage,
+    Routing,
 )
 from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SEARCHES, STOPPERS, SweepStage
@@ -57,6 +58,7 @@ NESTED: dict[str, type[Strict]] = {
     "price": Price,
     "lora": Lora,
     "gate": Gate,
+    "policy": Routing,
     "model": ModelConfig,
     "rope": Rope,
     "tracking": Tracking,

@@ -141,6 +141,12 @@ def test_stages_may_stand_in_any_order(stages: list[str]) -> None:
         # Names of stage kinds are also names of nothing, wherever a key is expected.
         ("test: 0.25", "train: 0.75", "train: 0.75", "unknown key 'train' in stages.4.split"),
         ("store: ./forge", "train: 1", "train: 1", "unknown key 'train' in the manifest"),
+        (
+            "kind: promote",
+            "kind: promote\n    policy: {wait_wieght: 1}",
+            "policy:",
+            ".policy; did you mean 'wait_weight'?",
+        ),
         ("data: rows", "data: rows\n    train: 1", "train: 1", "unknown key 'train' in stages.2;"),
     ],
 )
