@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from largeforge_ray.routing.experts import ModelGroup
@@ -89,23 +89,13 @@ class EngineClient:
 
     async def answer(self, expert: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
         """The reply's head, then its bytes. Closing the iterator cancels the request."""
-        self._given, began = self._given + 1, time.monotonic()
-        try:
-            async with aclosing(self._parts(expert, payload)) as parts:
-                async for part in parts:
-                    yield part
-            recent = time.monotonic() - began
-            self._seconds += REMEMBERED * (recent - self._seconds) if self._seconds else recent
-        finally:
-            self._given -= 1
-
-    async def _parts(self, expert: str, payload: Mapping[str, Any]) -> AsyncGenerator[ReplyHead | bytes]:
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import BackPressureError, RayServeException
 
         if not self.up:
             raise expert_unavailable(expert)
         parts = self._handle.options(stream=True).answer.remote(dict(payload))
+        self._given, began = self._given + 1, time.monotonic()
         try:
             async with asyncio.timeout(self._accept_s):
                 await anext(parts)
@@ -113,6 +103,8 @@ class EngineClient:
                 if isinstance(part, ReplyHead) and part.status == 503:
                     self._go_down()
                 yield part
+            recent = time.monotonic() - began
+            self._seconds += REMEMBERED * (recent - self._seconds) if self._seconds else recent
         except BackPressureError as error:
             raise queue_full(*error.args[:2]) from None
         except RayTaskError as error:
@@ -122,6 +114,7 @@ class EngineClient:
             self._go_down()
             raise expert_unavailable(expert) from None
         finally:
+            self._given -= 1
             parts.cancel()
 
     def _go_down(self) -> None:
