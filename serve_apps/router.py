@@ -46,6 +46,10 @@ ROUTES = {
 }
 
 
+CLIENT_LEFT = 499
+"""What is counted for a reply whose client did not wait for its end; nginx's number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one request may ask for: ``max_tokens`` in tokens, ``timeout_s`` for the whole reply."""
@@ -201,6 +205,9 @@ class Front:
                 except StopAsyncIteration:
                     ended(status)
                     return
+                except (GeneratorExit, asyncio.CancelledError):
+                    ended(CLIENT_LEFT)
+                    raise
                 except ApiError as error:
                     ended(error.status)
                     if not streamed:

@@ -8,7 +8,19 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_apps.openai_errors import ReplyHead, internal, queue_full
-from tests.unit._front import CHAT, DONE, EVENTS, ORDER, STREAM, ScriptedEngine, app, completion
+from tests.unit._front import (
+    CHAT,
+    DONE,
+    EVENTS,
+    HANG,
+    ORDER,
+    STREAM,
+    ScriptedEngine,
+    Wire,
+    app,
+    completion,
+    in_loop,
+)
 
 
 class Told:
@@ -46,3 +58,15 @@ def test_every_request_is_counted_once_with_its_end(script: list[Any], events: l
     assert told.events == [("decided", "keyword", "tuned"), *events]
     front.post("/v1/route", json=ORDER | {"model": "auto"})
     assert len(told.events) == 1 + len(events)
+
+
+@in_loop
+async def test_a_client_that_leaves_amid_a_stream_is_counted_as_such() -> None:
+    told = Told()
+    wire = Wire(ORDER | {"model": "auto", "stream": True})
+    task = wire.start(app(ScriptedEngine(STREAM, EVENTS[0], HANG), meters=told))
+    for _ in range(2):
+        await wire.received.get()
+    wire.gone.set()
+    await task
+    assert told.events[1:] == [("began", "tuned"), ("ended", "tuned", 499)]
