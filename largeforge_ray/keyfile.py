@@ -103,3 +103,21 @@ def revoke_key(path: Path, name: str) -> None:
 def hash_of(token: str) -> str:
     """What the file holds of a key."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_token(path: Path) -> str:
+    """The admin token in a file. Raises ``ConfigError`` if it is not there, open to others, or short."""
+    try:
+        token, mode = path.read_text(encoding="utf-8").strip(), path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(
+            f"admin token file {path}: {error.strerror}; make one with: "
+            f"(umask 077; openssl rand -hex 32 > {path})"
+        ) from None
+    if mode & 0o077:
+        raise ConfigError(
+            f"admin token file {path} is open to others (mode {mode & 0o777:o}); run: chmod 600 {path}"
+        )
+    if len(token) < 16:
+        raise ConfigError(f"admin token file {path} holds {len(token)} characters; at least 16 are wanted")
+    return token

@@ -1,4 +1,4 @@
-"""The checks a chat request passes before an expert is chosen for it.
+"""The checks a request passes before an expert is chosen for it.
 
 What a sampling option means is vLLM's to decide; here stands what would be unsafe, unbounded, or
 turned into a confusing error further on.
@@ -29,12 +29,15 @@ REFUSED = {
     "use_beam_search": "its cost has no bound that the queue could count",
     "priority": "requests are served in the order they arrive",
     "request_id": "send the header x-request-id instead",
+    "best_of": "n answers are made, and all of them are given",
+    "suffix": "the models served here continue text and fill no gaps",
+    "truncate_prompt_tokens": "what is cut off would be silently missing; send less",
 }
 """Fields of vLLM's API that would let a request reach past itself, with the reason that is replied."""
 
 
-def parse_chat_request(body: bytes, content_type: str, *, max_tokens: int) -> dict[str, Any]:
-    """The request's JSON object, checked. ``max_tokens`` is the cap on the answer, in tokens.
+def parse_request(body: bytes, content_type: str, path: str, *, max_tokens: int) -> dict[str, Any]:
+    """The JSON object of a request to ``path``, checked. ``max_tokens`` is the cap on the answer, in tokens.
 
     Raises:
         ApiError: status 400, naming the field, the rule and the fix.
@@ -51,7 +54,11 @@ def parse_chat_request(body: bytes, content_type: str, *, max_tokens: int) -> di
         raise bad_request("model must be a string: 'auto' or an expert's name", "model", "invalid_type")
     if not isinstance(request.get("stream", False), bool | None):
         raise bad_request("stream must be true or false", "stream", "invalid_type")
-    _check_messages(request.get("messages"))
+    if path == "/v1/completions":
+        _check_prompt(request.get("prompt"))
+        _check_integer(request, "logprobs", 0, MAX_TOP_LOGPROBS)
+    else:
+        _check_messages(request.get("messages"))
     _check_integer(request, "n", 1, MAX_CHOICES)
     _check_integer(request, "top_logprobs", 0, MAX_TOP_LOGPROBS)
     _check_integer(request, "max_tokens", 1, max_tokens)
@@ -109,6 +116,13 @@ def _check_depth(value: Any) -> None:
 def _children(node: Any) -> list[Any]:
     inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     return [child for child in inside if isinstance(child, dict | list)]
+
+
+def _check_prompt(prompt: Any) -> None:
+    if not isinstance(prompt, str) or not prompt:
+        raise bad_request(
+            "prompt must be text that is not empty; send one request for each", "prompt", "invalid_type"
+        )
 
 
 def _check_messages(messages: Any) -> None:

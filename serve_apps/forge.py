@@ -1,10 +1,12 @@
-"""The application: one router deployment in front of an engine deployment for each base model.
+"""The application: router deployments in front of an engine deployment for each base model.
 
-serve run serve_apps.forge:build_app store=./forge router=live
+serve run serve_apps.forge:build_app store=./forge router=live port=8001
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,23 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from largeforge_ray.keyfile import read_keys
-from largeforge_ray.routing import Router
+from largeforge_ray.keyfile import hash_of, read_keys, read_token
+from largeforge_ray.promote.views import RouterReport, View
+from largeforge_ray.routing import Policies, Router
 from largeforge_ray.routing.experts import ModelGroup, model_groups, parse_router
-from serve_apps.expert import EngineClient, ExpertEngine
+from serve_apps.admin import Admin
+from serve_apps.door import Door, listen
+from serve_apps.fleet import Fleet
 from serve_apps.keys import KeyRing
+from serve_apps.loop import LoopThread
 from serve_apps.meters import RayMeters
-from serve_apps.router import Front, Limits
+from serve_apps.ports import Limits
+from serve_apps.registry import RegistryClient
+from serve_apps.replica import ExpertEngine
+from serve_apps.router import Front
+from serve_apps.scaling import by_running
+
+logger = logging.getLogger("ray.serve")
 
 
 class ForgeArgs(BaseModel):
@@ -30,54 +42,158 @@ class ForgeArgs(BaseModel):
 
     store: str = "./forge"
     router: str = Field("live", description="Key or name of a router artifact.")
-    min_replicas: int = Field(1, ge=1)
+    host: str = Field("127.0.0.1", description="Address of the routers' own port.")
+    port: int | None = Field(
+        None, ge=1, le=65535, description="The routers' own port, the fast way in; None leaves Serve's proxy."
+    )
+    engine_host: str = Field(
+        "127.0.0.1", description="Where engines listen for routers; on several nodes 0.0.0.0."
+    )
+    routers: int = Field(1, ge=1, description="Router processes; they share the port.")
+    min_replicas: int = Field(1, ge=0, description="0: an idle engine is stopped, and started by a request.")
     max_replicas: int = Field(1, ge=1)
+    upscale_delay_s: float = Field(5.0, ge=0)
+    downscale_delay_s: float = Field(120.0, ge=0)
     keys: str | None = Field(
         None, description="File of API keys, from `largeforge keys`; None asks for none."
     )
+    admin_token: str | None = Field(None, description="File of the admin API's token; None leaves it closed.")
     max_num_seqs: int = Field(16, ge=1, description="Requests an engine works on at once.")
     max_tokens: int = Field(1024, ge=1, description="The longest answer a request may ask for.")
     max_body_bytes: int = Field(1_000_000, ge=1)
     request_timeout_s: float = Field(300.0, gt=0)
-    accept_timeout_s: float = Field(5.0, gt=0, description="Without an engine's sign for so long it is down.")
+    accept_timeout_s: float = Field(
+        5.0, gt=0, description="A replica that takes no connection so long is passed over."
+    )
 
 
-@serve.deployment(num_replicas=1, max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0.1})
+@serve.deployment(max_ongoing_requests=1024, health_check_period_s=2, health_check_timeout_s=10)
 class RouterDeployment:
-    """The ingress: ``Front`` around the handles of the engines."""
+    """The ingress: ``Front`` on a loop of its own, behind its own port and behind Serve's proxy."""
 
-    def __init__(self, router: Router, handles: dict[str, Any], args: ForgeArgs) -> None:
-        engines = {
-            key: EngineClient(h, accept_s=args.accept_timeout_s, slots=args.max_replicas * args.max_num_seqs)
-            for key, h in handles.items()
+    def __init__(self, router: Router, key: str, handles: dict[str, Any], args: ForgeArgs) -> None:
+        """``key`` is the router artifact's, whose files the policies read."""
+        context = serve.get_replica_context()
+        self._name, self._args = context.replica_id.unique_id, args
+        self._registry = RegistryClient(context.app_name, args.store, key)
+        self._loop = LoopThread("router")
+        self._loop.run(self._start(router, handles))
+
+    async def _start(self, router: Router, handles: dict[str, Any]) -> None:
+        import aiohttp
+
+        args, self._policy = self._args, router.policy
+        client = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=args.accept_timeout_s),
+            auto_decompress=False,
+        )
+        self._fleets = {
+            key: Fleet(
+                client, slots=args.max_num_seqs, wake=None if args.min_replicas else handle.ready.remote
+            )
+            for key, handle in handles.items()
         }
-        limits = Limits(args.max_body_bytes, args.max_tokens, args.request_timeout_s)
-        keys = KeyRing(read_keys(Path(args.keys)), time.monotonic) if args.keys else None
-        self._front = Front(router, engines, limits, keys=keys, meters=RayMeters())
+        self._front = Front(
+            router,
+            self._fleets,
+            Limits(args.max_body_bytes, args.max_tokens, args.request_timeout_s),
+            keys=KeyRing(read_keys(Path(args.keys)), time.monotonic) if args.keys else None,
+            meters=RayMeters(),
+            policies=Policies(_files(args.store, self._registry.router)),
+            admin=Admin(self._registry, hash_of(read_token(Path(args.admin_token))))
+            if args.admin_token
+            else None,
+        )
+        self._syncing = asyncio.create_task(self._keep_in_step())
+        self._door = Door(self._front, listen(args.host, args.port)) if args.port else None
+
+    async def _keep_in_step(self) -> None:
+        known: int | None = None
+        while True:
+            view = await self._registry.sync(RouterReport(self._name, self._front.trials.trials), known)
+            if view is None:
+                await asyncio.sleep(0.5)  # the registry is being restarted; what is known still holds
+                continue
+            self._follow(view)
+            known = view.number
+
+    def _follow(self, view: View) -> None:
+        for key, fleet in self._fleets.items():
+            fleet.update((r for r in view.replicas if r.model_key == key), keep=view.young)
+        if view.entries is not None:
+            experts = tuple(entry.expert for entry in view.entries)
+            reasons = {entry.expert.version: entry.reason for entry in view.entries}
+            self._front.update(Router(self._policy, experts), reasons)
+        self._front.tell({key[:8]: fleet.replicas for key, fleet in self._fleets.items()})
 
     async def __call__(self, request: Request) -> Response:
-        return await self._front.handle(request)
+        return _Elsewhere(self._front, self._loop)
+
+    async def check_health(self) -> None:
+        """Serve calls this and replaces the replica when it raises."""
+        await self._loop.call(asyncio.sleep(0))
+
+    async def __del__(self) -> None:
+        if getattr(self, "_door", None) is not None:
+            await self._loop.call(self._door.close(self._args.request_timeout_s))
+        self._loop.close()
+
+
+class _Elsewhere(Response):
+    """A reply that is made on another loop: what comes through Serve's proxy passes from loop to loop."""
+
+    def __init__(self, app: Any, loop: LoopThread) -> None:
+        super().__init__()
+        self._app, self._there = app, loop
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        here = asyncio.get_running_loop()
+
+        async def receive_here() -> Any:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(receive(), here))
+
+        async def send_here(message: Any) -> None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(send(message), here))
+
+        await self._there.call(self._app(scope, receive_here, send_here))
+
+
+def _files(store: str, key: str) -> Path:
+    from largeforge_ray.store import open_store
+
+    opened = open_store(store)
+    return opened.fetch(opened.get(key))
 
 
 def build_app(args: ForgeArgs) -> serve.Application:
     """Read the router artifact and bind its deployments.
 
-    Raises ``StoreError`` if the artifact is not there and ``ConfigError`` if its table or the keys are wrong.
+    Raises ``StoreError`` if the artifact is not there and ``ConfigError`` if its table, the keys or the admin
+    token are wrong.
     """
     from largeforge_ray.store import open_store
 
     if args.keys:
         read_keys(Path(args.keys))
+    if args.admin_token:
+        read_token(Path(args.admin_token))
 
     store = open_store(args.store)
     artifact = store.get(args.router)
     table = (store.fetch(artifact) / "router.json").read_bytes()
     router = parse_router(table, where=f"router {artifact.key[:16]}")
-    handles = {group.model_key: _engine(store.url, group, args) for group in model_groups(router)}
-    return RouterDeployment.bind(router, handles, args)
+    args = args.model_copy(update={"store": store.url})
+    handles = {g.model_key: _engine(artifact.key, g, args) for g in model_groups(router)}
+    deployment = RouterDeployment.options(
+        num_replicas=args.routers,
+        graceful_shutdown_timeout_s=args.request_timeout_s,
+        ray_actor_options={"num_cpus": 0.1},
+    )
+    return deployment.bind(router, artifact.key, handles, args)
 
 
-def _engine(store: str, group: ModelGroup, args: ForgeArgs) -> serve.Application:
+def _engine(router: str, group: ModelGroup, args: ForgeArgs) -> serve.Application:
     from largeforge_ray.models.hardware import detect
 
     deployment = serve.deployment(
@@ -86,16 +202,25 @@ def _engine(store: str, group: ModelGroup, args: ForgeArgs) -> serve.Application
         autoscaling_config={
             "min_replicas": args.min_replicas,
             "max_replicas": max(args.min_replicas, args.max_replicas),
+            "initial_replicas": max(args.min_replicas, 1),
             "target_ongoing_requests": args.max_num_seqs,
+            "upscale_delay_s": args.upscale_delay_s,
+            "downscale_delay_s": args.downscale_delay_s,
+            "metrics_interval_s": 1.0,
+            "look_back_period_s": 4.0,
+            "policy": {"policy_function": by_running},
         },
-        # The engine refuses by itself what it cannot hold, with a reason; Serve's own queue only smooths.
-        max_ongoing_requests=8 * args.max_num_seqs,
-        max_queued_requests=8 * args.max_num_seqs,
         health_check_period_s=2,
         health_check_timeout_s=10,
-        graceful_shutdown_timeout_s=20,
+        # Answers under way end first, however long they may take.
+        graceful_shutdown_timeout_s=args.request_timeout_s + 10,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if detect().gpus else 0},
     )
     return deployment.bind(
-        store, group, max_num_seqs=args.max_num_seqs, max_tokens=min(args.max_tokens, group.max_model_len)
+        args.store,
+        group,
+        router=router,
+        host=args.engine_host,
+        max_num_seqs=args.max_num_seqs,
+        max_tokens=min(args.max_tokens, group.max_model_len),
     )

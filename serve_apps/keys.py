@@ -19,8 +19,10 @@ class KeyRing:
         self._rates = {key.name: RateLimit(key.requests_per_minute, None) for key in keys}
         self._open = dict.fromkeys(self._rates, 0)
 
-    def enter(self, authorization: str) -> str:
-        """The name of the key in an ``Authorization`` header, whose request counts until ``leave``.
+    def enter(self, authorization: str, *, counted: bool = True) -> str:
+        """The name of the key in an ``Authorization`` header, whose request is under way until ``leave``.
+
+        One that is not ``counted`` takes nothing of what the key may send a minute.
 
         Raises:
             ApiError: 401 without a known key, 429 over one of its limits.
@@ -28,7 +30,7 @@ class KeyRing:
         key = self._find(authorization)
         if key.concurrency is not None and self._open[key.name] >= key.concurrency:
             raise too_many_at_once(key.name, key.concurrency)
-        if wait_s := self._rates[key.name].wait_s(self._clock(), 0):
+        if counted and (wait_s := self._rates[key.name].wait_s(self._clock(), 0)):
             raise too_often(key.name, key.requests_per_minute or 0, math.ceil(wait_s))
         self._open[key.name] += 1
         return key.name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -11,6 +13,8 @@ from largeforge_ray.errors import ConfigError, StageError, StoreError
 from serve_apps.forge import ForgeArgs, build_app
 
 APP = "largeforge"
+
+logger = logging.getLogger(__name__)
 
 
 def newest_router(store_url: str) -> str:
@@ -24,33 +28,50 @@ def newest_router(store_url: str) -> str:
     return routers[-1].key
 
 
-def start(args: ForgeArgs, *, host: str = "127.0.0.1", port: int = 8000) -> str:
-    """Deploy, wait until every engine answers, and return the base URL.
+def start(args: ForgeArgs) -> str:
+    """Deploy on ``args.host`` and ``args.port``, wait until every engine answers, and return the base URL.
+
+    An expert whose engine does not start stops neither the others nor the application; the log names it.
 
     Raises:
         ConfigError: others could reach ``host``, and ``args`` ask for no keys.
-        StageError: a deployment does not start, or the cluster's Serve listens somewhere else.
+        StageError: no engine starts.
     """
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
-    require_keys(host, args.keys)
+    require_keys(args.host, args.keys)
     app = build_app(args)
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        serve.start(proxy_location="Disabled")
         serve.run(app, name=APP, route_prefix="/")
     except (RayServeException, RuntimeError) as error:
-        raise StageError(f"the application did not start: {_reason(error)}") from error
-    # Who listens everywhere also listens here.
-    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=30):
-            return url
-    except (urllib.error.URLError, OSError) as error:
+        if not _answers(_url(args)):
+            raise StageError(f"the application did not start: {_reason(error)}") from error
+        logger.error("not all experts are served: %s", _reason(error))
+    if not _answers(_url(args)):
         raise StageError(
-            f"the application runs but does not answer on {url}: {error}; Serve was started on this cluster "
-            "before, on another address: use that one, or `serve shutdown` first"
-        ) from None
+            f"the application runs but does not answer on {_url(args)}; its log names the reason"
+        )
+    return _url(args)
+
+
+def _url(args: ForgeArgs) -> str:
+    # Who listens everywhere also listens here.
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(args.host, args.host)
+    return f"http://{host}:{args.port}"
+
+
+def _answers(url: str) -> bool:
+    """Whether some expert can be asked; routers learn of engines within a second."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    return False
 
 
 def require_keys(host: str, keys: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from largeforge_ray.types import Decision
@@ -20,6 +21,9 @@ class Meters(Protocol):
 
     def ended(self, expert: str, status: int, seconds: float) -> None: ...
 
+    def standing(self, queues: Mapping[str, int], replicas: Mapping[str, int]) -> None:
+        """Requests given and not ended by expert, and replicas by model, about every second."""
+
 
 class NoMeters:
     """Counts nothing."""
@@ -33,12 +37,15 @@ class NoMeters:
     def ended(self, expert: str, status: int, seconds: float) -> None:
         pass
 
+    def standing(self, queues: Mapping[str, int], replicas: Mapping[str, int]) -> None:
+        pass
+
 
 class RayMeters:
     """Counts with Ray; create it in a Ray process."""
 
     def __init__(self) -> None:
-        from ray.util.metrics import Counter, Histogram
+        from ray.util.metrics import Counter, Gauge, Histogram
 
         self._decisions = Counter(
             "largeforge_decisions",
@@ -49,6 +56,12 @@ class RayMeters:
             "largeforge_requests",
             description="Requests that ended, by expert and HTTP status, also that of a stream's error",
             tag_keys=("expert", "status"),
+        )
+        self._queue = Gauge(
+            "largeforge_queue", description="Requests given to an expert and not ended", tag_keys=("expert",)
+        )
+        self._replicas = Gauge(
+            "largeforge_replicas", description="Engines that answer for a model", tag_keys=("model",)
         )
         self._first, self._whole = (
             Histogram(name, description=description, boundaries=SECONDS, tag_keys=("expert",))
@@ -70,3 +83,9 @@ class RayMeters:
     def ended(self, expert: str, status: int, seconds: float) -> None:
         self._requests.inc(tags={"expert": expert, "status": str(status)})
         self._whole.observe(seconds, tags={"expert": expert})
+
+    def standing(self, queues: Mapping[str, int], replicas: Mapping[str, int]) -> None:
+        for expert, waiting in queues.items():
+            self._queue.set(waiting, tags={"expert": expert})
+        for model, count in replicas.items():
+            self._replicas.set(count, tags={"model": model})

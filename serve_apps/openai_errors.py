@@ -19,6 +19,7 @@ RETRY_ENGINE_S = 5
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
+    408: "timeout_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
     504: "timeout_error",
@@ -124,6 +125,12 @@ def body_too_large(max_body_bytes: int) -> ApiError:
         413,
         f"the request body exceeds {max_body_bytes} bytes; send less, or raise max_body_bytes",
         code="request_too_large",
+    )
+
+
+def body_too_slow(seconds: float) -> ApiError:
+    return ApiError(
+        408, f"the request body did not arrive within {seconds:g} s; send it again", code="request_timeout"
     )
 
 

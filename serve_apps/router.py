@@ -7,72 +7,54 @@ import json
 import logging
 import time
 import uuid
-import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, Protocol
+from contextlib import aclosing, contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+from urllib.parse import parse_qsl
 
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-
-from largeforge_ray.routing import Observation, Router, build_policy, user_turns
+from largeforge_ray.routing import Expert, Observation, Policies, Router, user_turns
 from largeforge_ray.routing.breaker import Breaker
-from largeforge_ray.routing.experts import AUTO, Expert
+from largeforge_ray.routing.cascade import confidence, escalates
+from largeforge_ray.routing.experts import AUTO
 from largeforge_ray.routing.policy import ExpertState
 from largeforge_ray.types import Decision
-from serve_apps.chat_request import parse_chat_request
+from serve_apps.admin import Admin
+from serve_apps.chat_request import parse_request
+from serve_apps.exchange import ClientLeft, Exchange
+from serve_apps.kept import Kept, asked_for_logprobs
 from serve_apps.keys import KeyRing
 from serve_apps.meters import Meters, NoMeters
 from serve_apps.openai_errors import (
     ApiError,
     ReplyHead,
-    body_too_large,
+    bad_request,
     expert_unavailable,
+    internal,
     too_slow,
     unknown_model,
     unknown_path,
     wrong_method,
 )
+from serve_apps.page import page_files
+from serve_apps.ports import Ask, Engine, Limits, Outlet
+from serve_apps.table import Table
+from serve_apps.trials import Tee, TrialBook, in_canary
 
 logger = logging.getLogger("ray.serve")
 
-ROUTES = {
-    "/v1/chat/completions": "POST",
-    "/v1/route": "POST",
-    "/v1/models": "GET",
-    "/health": "GET",
-}
-
-
 CLIENT_LEFT = 499
 """What is counted for a reply whose client did not wait for its end; nginx's number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may ask for: ``max_tokens`` in tokens, ``timeout_s`` for the whole reply."""
-
-    max_body_bytes: int
-    max_tokens: int
-    timeout_s: float
-
-
-class Engine(Protocol):
-    """What the front needs of an engine; ``answer`` yields a head, then bytes, or raises ``ApiError``."""
-
-    @property
-    def up(self) -> bool: ...
-
-    @property
-    def wait_s(self) -> float: ...
-
-    def answer(self, expert: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]: ...
+UNCOUNTED = {"/v1/experts", "/v1/models"}
+"""Paths that need a key and are not counted against its rate: the page asks them every few seconds."""
 
 
 class Front:
-    """Answers HTTP requests for one router. ``engines`` maps each live expert's model key to its engine."""
+    """An ASGI application for one router. ``engines`` maps each expert's model key to its engine.
+
+    ``canary_share`` of the clients an expert in canary would get do get it.
+    """
 
     def __init__(
         self,
@@ -82,73 +64,179 @@ class Front:
         *,
         keys: KeyRing | None = None,
         meters: Meters | None = None,
+        admin: Admin | None = None,
+        policies: Policies | None = None,
+        canary_share: float = 0.25,
+        cascade_confidence: float = 0.5,
     ) -> None:
-        self._router, self._engines, self._limits, self._keys = router, engines, limits, keys
+        self._engines, self._limits, self._keys, self._admin = engines, limits, keys, admin
         self._meters = meters or NoMeters()
-        self._policy = build_policy(router)
-        self._breakers = {expert.name: Breaker() for expert in router.live}
+        self._breakers: dict[str, Breaker] = {}
+        self._open_requests: Counter[str] = Counter()
         self._created = int(time.time())
+        self._policies = policies or Policies()
+        self._canary_share, self._cascade_confidence = canary_share, cascade_confidence
+        self._page = page_files()
+        self.trials = TrialBook()
+        self._routes: dict[str, dict[str, Callable[[Exchange, str], Any]]] = {
+            "/v1/chat/completions": {"POST": self._answer},
+            "/v1/completions": {"POST": self._answer},
+            "/v1/route": {"POST": self._explain, "GET": self._explain_query},
+            "/v1/models": {"GET": self._models},
+            "/v1/experts": {"GET": self._experts},
+            "/health": {"GET": self._health},
+            "/ready": {"GET": self._ready},
+            **{path: {"GET": self._file} for path in self._page},
+        }
+        self._open = {"/health", "/ready", *self._page}
+        self.update(router)
 
-    async def handle(self, request: Request) -> Response:
-        """Every outcome is a response; OpenAI's shape for every refusal."""
-        given = request.headers.get("x-request-id")
+    def update(self, router: Router, reasons: Mapping[str, str] | None = None) -> None:
+        """Route by another table from now on; what is under way goes on. ``reasons`` say by version why an
+        expert is in its state."""
+        self._table, self._reasons = Table(router, self._policies), reasons or {}
+        names = {e.name for e in (*router.live, *self._table.on_trial)}
+        self._breakers = {name: self._breakers.get(name, Breaker()) for name in names}
+        self.trials.keep(list(self._table.on_trial))
+
+    def tell(self, replicas: Mapping[str, int]) -> None:
+        """Let the meters know how things stand; ``replicas`` are by model."""
+        self._meters.standing(self._open_requests, replicas)
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        """Every outcome is a reply, and every refusal has OpenAI's shape."""
+        if scope["type"] != "http":
+            return
+        exchange = Exchange(scope, receive, send)
+        given = exchange.header("x-request-id")
         request_id = given or f"chatcmpl-{uuid.uuid4().hex}"
+        if not given:  # Serve's proxy gives one and echoes it; a second would reach the client as "a, a"
+            exchange.added["x-request-id"] = request_id
         try:
-            response = await self._route(request, request_id)
+            await self._dispatch(exchange, request_id)
         except ApiError as error:
-            response = Response(error.body(), error.status, error.headers, "application/json")
-        if given is None:  # Serve's proxy gives one and echoes it; a second would reach the client as "a, a"
-            response.headers["x-request-id"] = request_id
-        return response
+            await exchange.reply(error.status, error.body(), error.headers)
+        except ClientLeft:
+            return
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if not exchange.started:
+                await exchange.reply(500, internal().body())
 
-    async def _route(self, request: Request, request_id: str) -> Response:
-        path = request.url.path.rstrip("/") or "/"
-        if path not in ROUTES:
-            raise unknown_path(path, list(ROUTES))
-        if request.method != ROUTES[path]:
-            raise wrong_method(request.method, path, [ROUTES[path]])
-        if path == "/health":
-            return self._health()
-        if self._keys is None:
-            return await self._answer(request, path, request_id)
-        name = self._keys.enter(request.headers.get("authorization", ""))
+    async def _dispatch(self, exchange: Exchange, request_id: str) -> None:
+        if self._admin is not None and exchange.path.startswith("/admin/"):
+            await self._admin.answer(exchange)
+            return
+        if exchange.path not in self._routes:
+            raise unknown_path(exchange.path, [path for path in self._routes if path not in self._page])
+        methods = self._routes[exchange.path]
+        if exchange.method not in methods:
+            raise wrong_method(exchange.method, exchange.path, list(methods))
+        with self._let_in(exchange):
+            await methods[exchange.method](exchange, request_id)
+
+    @contextmanager
+    def _let_in(self, exchange: Exchange) -> Any:
+        if self._keys is None or exchange.path in self._open:
+            yield
+            return
+        counted = exchange.path not in UNCOUNTED
+        name = self._keys.enter(exchange.header("authorization"), counted=counted)
         try:
-            response = await self._answer(request, path, request_id)
-        except BaseException:
+            yield
+        finally:
             self._keys.leave(name)
-            raise
-        # Of a client that leaves before the first byte only the reply's end of life tells.
-        leave = weakref.finalize(response, self._keys.leave, name)
-        if isinstance(response, StreamingResponse):
-            response.body_iterator = _then(response.body_iterator, leave)
-        return response
 
-    async def _answer(self, request: Request, path: str, request_id: str) -> Response:
-        if path == "/v1/models":
-            return _json(self._models())
-        payload = parse_chat_request(
-            await _body(request, self._limits.max_body_bytes),
-            request.headers.get("content-type", ""),
-            max_tokens=self._limits.max_tokens,
-        )
+    async def _read(self, exchange: Exchange, path: str) -> tuple[bytes, dict[str, Any]]:
+        body = await exchange.body(self._limits.max_body_bytes)
+        kind = exchange.header("content-type")
+        return body, parse_request(body, kind, path, max_tokens=self._limits.max_tokens)
+
+    async def _explain(self, exchange: Exchange, request_id: str) -> None:
+        _, payload = await self._read(exchange, "/v1/chat/completions")
+        await self._tell(exchange, payload, request_id)
+
+    async def _explain_query(self, exchange: Exchange, request_id: str) -> None:
+        query = dict(parse_qsl(exchange.query.decode("latin-1")))
+        if not query.get("prompt"):
+            raise bad_request("the query wants ?prompt=TEXT, and model=NAME if it is not auto", "prompt")
+        await self._tell(exchange, {"model": query.get("model", AUTO), "prompt": query["prompt"]}, request_id)
+
+    async def _tell(self, exchange: Exchange, payload: Mapping[str, Any], request_id: str) -> None:
         expert, decision = self._decide(payload, request_id)
-        if path == "/v1/route":
-            return _json(asdict(decision) | {"artifact": expert.artifact})
+        await exchange.json(asdict(decision) | {"artifact": expert.artifact})
+
+    async def _answer(self, exchange: Exchange, request_id: str) -> None:
+        body, payload = await self._read(exchange, exchange.path)
+        expert, decision = self._decide(payload, request_id)
         self._meters.decided(decision)
-        return await self._chat(payload, expert, decision)
+        ask = Ask(exchange.path, expert, body, _session(payload))
+        seen = Observation(request_id, _turns(payload))
+        trial = self._table.trial(decision, seen, self._states()) if self._table.on_trial else None
+        with exchange.unless_left():
+            if decision.policy == "cascade":
+                await self._cascade(exchange, ask, payload, decision)
+            elif trial is None:
+                await self._pass_on(exchange, ask, decision)
+            elif trial.state == "canary" and in_canary("".join(seen.turns[:1]), self._canary_share):
+                await self._canary(exchange, ask, trial, decision)
+            else:
+                await self._beside_trial(exchange, ask, trial, decision)
+
+    async def _cascade(
+        self, exchange: Exchange, ask: Ask, payload: Mapping[str, Any], decision: Decision
+    ) -> None:
+        """Each expert's answer is read whole; the first one that is sure enough, or the last, is the
+        reply."""
+        *cheaper, last = self._table.cascade(self._states())
+        tried = []
+        for expert in cheaper:
+            kept = Kept()
+            status = await self._pass_on(kept, asked_for_logprobs(ask, expert, payload), decision)
+            sure = round(confidence(kept.logprobs), 4) if status == 200 else 0.0
+            tried.append(f"{expert.name} is {sure:.2f} sure" if status == 200 else f"{expert.name} failed")
+            if not escalates(sure, self._cascade_confidence):
+                told = replace(
+                    decision, chosen=expert.name, reason="; ".join(tried), confidence=round(sure, 4)
+                )
+                await kept.send(exchange, self._headers(expert, told))
+                return
+        told = replace(decision, chosen=last.name, reason="; ".join([*tried, f"{last.name} is asked last"]))
+        await self._pass_on(exchange, replace(ask, expert=last), told)
+
+    async def _canary(self, exchange: Exchange, ask: Ask, trial: Expert, decision: Decision) -> None:
+        """The expert on trial answers; one that fails before it begins leaves the request to the usual
+        one."""
+        told = replace(decision, chosen=trial.name, reason=f"{decision.reason}; canary of '{trial.version}'")
+        tee = Tee(exchange)
+        status = await self._pass_on(tee, replace(ask, expert=trial), told, keep_failure=True)
+        self.trials.answered(trial, tee.answer(status))
+        if not exchange.started:
+            await self._pass_on(exchange, ask, decision)
+
+    async def _beside_trial(self, exchange: Exchange, ask: Ask, trial: Expert, decision: Decision) -> None:
+        """The usual expert answers; how it does is what the one on trial is compared with."""
+        tee = Tee(exchange)
+        usual = tee.answer(await self._pass_on(tee, ask, decision))
+        if usual.status != 200:
+            return
+        if trial.state == "shadow":
+            copy = replace(ask, expert=trial)
+            self.trials.shadow(trial, usual, lambda: self._engines[trial.model_key].answer(copy))
+        else:
+            self.trials.baseline(trial, usual)
 
     def _decide(self, payload: Mapping[str, Any], request_id: str) -> tuple[Expert, Decision]:
-        wanted = str(payload["model"])
-        if wanted == AUTO:
-            seen = Observation(request_id, user_turns(payload["messages"]))
-            decision = self._policy.decide(seen, {e.name: self._state(e) for e in self._router.live})
-        else:
-            decision = Decision(request_id, "pinned", wanted, "the request names the expert")
-        expert = self._router.expert(decision.chosen)
-        if expert is None:
-            raise unknown_model(wanted, [AUTO, *(e.name for e in self._router.live)])
+        wanted, seen = str(payload["model"]), Observation(request_id, _turns(payload))
+        decision = self._table.decide(wanted, seen, self._states())
+        expert = self._table.router.expert(decision.chosen) if decision else None
+        if decision is None or expert is None:
+            raise unknown_model(wanted, self._table.names)
         logger.info("routed to expert=%s policy=%s: %s", expert.name, decision.policy, decision.reason)
         return expert, decision
+
+    def _states(self) -> dict[str, ExpertState]:
+        return {e.name: self._state(e) for e in (*self._table.router.live, *self._table.on_trial)}
 
     def _state(self, expert: Expert) -> ExpertState:
         engine, now = self._engines[expert.model_key], asyncio.get_running_loop().time()
@@ -156,103 +244,149 @@ class Front:
 
     def _ended(self, expert: Expert, status: int, began: float) -> None:
         """What became of a request; a queue that is full is no better for the next one than a failure."""
-        breaker, now = self._breakers[expert.name], asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        self._open_requests[expert.name] -= 1
         self._meters.ended(expert.name, status, now - began)
+        breaker = self._breakers.get(expert.name)
+        if breaker is None:  # it was removed meanwhile
+            return
         after = breaker.told(failed=status == 429 or status >= 500, now=now)
         self._breakers[expert.name] = after
         if after.open_s > breaker.open_s:
             logger.warning("expert %s gets no routed requests for %g s", expert.name, after.open_s)
 
-    async def _chat(self, payload: dict[str, Any], expert: Expert, decision: Decision) -> Response:
-        headers = {
+    async def _pass_on(
+        self, exchange: Outlet, ask: Ask, decision: Decision, *, keep_failure: bool = False
+    ) -> int:
+        """The expert's reply to the client; returns its status. One that breaks off ends with an error, not
+        as if finished; ``keep_failure`` tells the client nothing of one that fails before it begins."""
+        expert = ask.expert
+        headers = self._headers(expert, decision)
+        began = asyncio.get_running_loop().time()
+        self._breakers[expert.name] = self._breakers[expert.name].asked(began)
+        self._open_requests[expert.name] += 1
+        status, error = CLIENT_LEFT, None
+        try:
+            async with (
+                asyncio.timeout_at(began + self._limits.timeout_s),
+                aclosing(self._engines[expert.model_key].answer(ask)) as parts,  # type: ignore[type-var]
+            ):
+                head = await anext(parts)
+                assert isinstance(head, ReplyHead), "an engine sends a reply's head before its bytes"
+                if not keep_failure or head.status < 500:
+                    await self._copy(exchange, head, parts, headers, expert, began)
+                status = head.status
+        except TimeoutError:
+            error = too_slow(self._limits.timeout_s)
+        except ApiError as told:
+            error = told
+        finally:
+            if error is not None:
+                status = error.status
+            self._ended(expert, status, began)
+        if error is not None and (exchange.started or not keep_failure):
+            await _fail(exchange, error, headers)
+        return status
+
+    def _headers(self, expert: Expert, decision: Decision) -> dict[str, str]:
+        return {
             "x-largeforge-expert": expert.name,
             "x-largeforge-artifact": expert.artifact,
             "x-largeforge-decision": _header(decision),
         }
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        deadline = began + self._limits.timeout_s
-        self._breakers[expert.name] = self._breakers[expert.name].asked(began)
-        parts = self._engines[expert.model_key].answer(expert.name, payload | {"model": expert.name})
-        try:
-            head = await self._next(parts, deadline)
-        except ApiError as error:
-            self._ended(expert, error.status, began)
-            return Response(error.body(), error.status, headers | error.headers, "application/json")
-        assert isinstance(head, ReplyHead), "an engine sends a reply's head before its bytes"
+
+    async def _copy(
+        self,
+        exchange: Outlet,
+        head: ReplyHead,
+        parts: AsyncIterator[Any],
+        headers: dict[str, str],
+        expert: Expert,
+        began: float,
+    ) -> None:
         if head.retry_after_s is not None:
             headers["retry-after"] = str(head.retry_after_s)
-        streamed = head.content_type.startswith("text/event-stream")
-        ended = partial(self._ended, expert, began=began)
-        stream = self._rest(parts, deadline, head.status, streamed, ended)
-        if streamed:
-            self._meters.began(expert.name, clock() - began)
-            return StreamingResponse(stream, head.status, headers, head.content_type)
-        try:
-            body = b"".join([part async for part in stream])
-        except ApiError as error:
-            return Response(error.body(), error.status, headers | error.headers, "application/json")
-        return Response(body, head.status, headers, head.content_type)
+        if not head.content_type.startswith("text/event-stream"):
+            await exchange.reply(head.status, b"".join([p async for p in parts]), headers, head.content_type)
+            return
+        self._meters.began(expert.name, asyncio.get_running_loop().time() - began)
+        await exchange.start(head.status, head.content_type, headers)
+        async for part in parts:
+            await exchange.part(part)
+        await exchange.end()
 
-    async def _rest(
-        self, parts: Any, deadline: float, status: int, streamed: bool, ended: Callable[[int], None]
-    ) -> AsyncIterator[bytes]:
-        """What follows the head. A stream that breaks off ends with an error event, not as if finished."""
-        async with aclosing(parts):
-            while True:
-                try:
-                    yield await self._next(parts, deadline)
-                except StopAsyncIteration:
-                    ended(status)
-                    return
-                except (GeneratorExit, asyncio.CancelledError):
-                    ended(CLIENT_LEFT)
-                    raise
-                except ApiError as error:
-                    ended(error.status)
-                    if not streamed:
-                        raise
-                    yield error.event()
-                    return
-
-    async def _next(self, parts: Any, deadline: float) -> Any:
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await anext(parts)
-        except TimeoutError:
-            await parts.aclose()
-            raise too_slow(self._limits.timeout_s) from None
-
-    def _models(self) -> dict[str, Any]:
+    async def _models(self, exchange: Exchange, _: str) -> None:
         def card(name: str, artifact: str | None) -> dict[str, Any]:
             facts = {"id": name, "object": "model", "created": self._created, "owned_by": "largeforge"}
             return facts | ({"artifact": artifact} if artifact else {})
 
-        return {
-            "object": "list",
-            "data": [card(AUTO, None), *(card(e.name, e.artifact) for e in self._router.live)],
-        }
+        artifacts = {expert.name: expert.artifact for expert in self._table.router.live}
+        cards = [card(name, artifacts.get(name)) for name in self._table.names]
+        await exchange.json({"object": "list", "data": cards})
 
-    def _health(self) -> Response:
-        experts = {e.name: "up" if self._engines[e.model_key].up else "down" for e in self._router.live}
+    async def _experts(self, exchange: Exchange, _: str) -> None:
+        def card(expert: Expert) -> dict[str, Any]:
+            engine = self._engines[expert.model_key]
+            return {
+                "name": expert.name,
+                "state": expert.state,
+                "artifact": expert.artifact,
+                "reason": self._reasons.get(expert.version, ""),
+                "replicas": engine.replicas,
+                "up": engine.up,
+                "running": engine.running,
+                "waiting_s": round(engine.wait_s, 3),
+                "speculation": engine.speculation,
+            }
+
+        await exchange.json({"data": [card(expert) for expert in self._table.router.experts]})
+
+    async def _file(self, exchange: Exchange, _: str) -> None:
+        file = self._page[exchange.path]
+        status, body = file.reply(exchange.header("if-none-match"))
+        await exchange.reply(status, body, file.headers, file.content_type)
+
+    async def _health(self, exchange: Exchange, _: str) -> None:
+        """As long as any expert answers; one that is down stops no other."""
+        experts = self._up()
+        if "up" not in experts.values():
+            raise expert_unavailable(next(iter(experts)))
+        status = "degraded" if "down" in experts.values() else "ok"
+        await exchange.json({"status": status, "experts": experts})
+
+    async def _ready(self, exchange: Exchange, _: str) -> None:
+        """Once every expert answers."""
+        experts = self._up()
         down = [name for name, state in experts.items() if state == "down"]
         if down:
             raise expert_unavailable(down[0])
-        return _json({"status": "ok", "experts": experts})
+        await exchange.json({"status": "ok", "experts": experts})
+
+    def _up(self) -> dict[str, str]:
+        live = self._table.router.live
+        return {e.name: "up" if self._engines[e.model_key].up else "down" for e in live}
 
 
-async def _then(parts: Any, end: Callable[[], None]) -> AsyncIterator[Any]:
-    """The parts, and ``end`` once they are over or their reader has gone."""
-    try:
-        async with aclosing(parts):
-            async for part in parts:
-                yield part
-    finally:
-        end()
+async def _fail(exchange: Outlet, error: ApiError, headers: Mapping[str, str]) -> None:
+    if not exchange.started:
+        await exchange.reply(error.status, error.body(), {**headers, **error.headers}, "application/json")
+        return
+    await exchange.part(error.event())
+    await exchange.end()
 
 
-def _json(value: Any) -> Response:
-    return Response(json.dumps(value), media_type="application/json")
+def _turns(payload: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a policy reads: the user's turns, or the prompt of a plain completion."""
+    if "messages" in payload:
+        return user_turns(payload["messages"])
+    return (str(payload.get("prompt", "")),)
+
+
+def _session(payload: Mapping[str, Any]) -> str:
+    """What the engine computes first; an engine that has computed it before can pass over it."""
+    if "messages" in payload:
+        return json.dumps(payload["messages"])
+    return str(payload.get("prompt", ""))
 
 
 def _header(decision: Decision) -> str:
@@ -260,12 +394,3 @@ def _header(decision: Decision) -> str:
     facts = asdict(decision)
     del facts["request_id"]
     return json.dumps(facts, separators=(",", ":"))
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise body_too_large(limit)
-    return bytes(body)

@@ -21,28 +21,48 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--keys", help="file of API keys, made by `largeforge keys new NAME`")
+    parser.add_argument("--admin-token", help="file of the token that opens /admin; without it there is none")
+    parser.add_argument(
+        "--min-replicas",
+        type=int,
+        default=1,
+        help="engines an idle expert keeps; 0 starts one when it is asked",
+    )
     parser.add_argument(
         "--max-replicas", type=int, default=1, help="engines an expert may grow to under load"
     )
     options = parser.parse_args()
     with polite_exit("the router has stopped"), ray_session(say) as session:
         from largeforge_ray.flow.doctor import require_port
-        from largeforge_ray.keyfile import read_keys
+        from largeforge_ray.keyfile import read_keys, read_token
         from serve_apps.forge import ForgeArgs
         from serve_apps.launch import newest_router, require_keys, start, stop
 
         require_keys(options.host, options.keys)
         if options.keys:
             read_keys(Path(options.keys))
+        if options.admin_token:
+            read_token(Path(options.admin_token))
         router = options.router or newest_router(options.store)
-        keys = str(Path(options.keys).resolve()) if options.keys else None
-        args = ForgeArgs(store=options.store, router=router, max_replicas=options.max_replicas, keys=keys)
+        keys, admin_token = (
+            str(Path(f).resolve()) if f else None for f in (options.keys, options.admin_token)
+        )
+        args = ForgeArgs(
+            store=options.store,
+            router=router,
+            host=options.host,
+            port=options.port,
+            min_replicas=options.min_replicas,
+            max_replicas=max(1, options.min_replicas, options.max_replicas),
+            keys=keys,
+            admin_token=admin_token,
+        )
         require_port(options.port)
         session.connect()
         say("starting the router and its experts (about 40 s) …")
         started = time.monotonic()
         try:
-            url = start(args, host=options.host, port=options.port)
+            url = start(args)
             say(f"serving on {url}/v1 after {time.monotonic() - started:.1f} s (Ctrl-C stops it); try:")
             say(EXAMPLE.format(url=url, key=KEY_HEADER if keys else ""))
             while True:

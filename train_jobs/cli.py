@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from actors.session import polite_exit
+from train_jobs.experts import experts
 
 MANIFEST = click.argument("manifest", type=click.Path(path_type=Path))
 STORE = click.option(
@@ -101,17 +102,22 @@ def doctor(store: str, quick: bool) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Others than loopback want --keys.")
 @click.option("--port", default=8000, show_default=True)
 @click.option("--keys", help="File of API keys, made by: largeforge keys new NAME.")
-@click.option(
-    "--max-replicas", default=1, show_default=True, help="Engines an expert may grow to under load."
-)
-def serve(store: str, router: str, host: str, port: int, keys: str | None, max_replicas: int) -> None:
+@click.option("--admin-token", help="File of the token that opens /admin, for: largeforge experts.")
+@click.option("--min-replicas", default=1, show_default=True, help="Engines an idle expert keeps.")
+@click.option("--max-replicas", default=1, show_default=True, help="Engines an expert may grow to.")
+def serve(store: str, router: str, port: int, **options: str | int | None) -> None:
     """Serve a promoted router on http://HOST:PORT/v1 until Ctrl-C."""
     from train_jobs.serving import server_command
 
-    more = ["--host", host, "--max-replicas", str(max_replicas), *(["--keys", keys] if keys else [])]
-    command = server_command(store, router, port, *more)
+    named = [
+        (f"--{name.replace('_', '-')}", str(value)) for name, value in options.items() if value is not None
+    ]
+    command = server_command(store, router, port, *(word for pair in named for word in pair))
     # In the same process: signals and the exit code are the server's own.
     os.execv(command[0], command)
+
+
+cli.add_command(experts)
 
 
 @cli.group()

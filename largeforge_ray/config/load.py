@@ -16,14 +16,8 @@ from largeforge_ray.config.base import Split, Strict
 from largeforge_ray.config.filters import FILTERS
 from largeforge_ray.config.manifest import Manifest, ModelConfig, ReferenceProblem, Rope, in_dependency_order
 from largeforge_ray.config.merging import MergeStage
-from largeforge_ray.config.stages import (
-    DatasetStage,
-    EvaluateStage,
-    Gate,
-    ModelStage,
-    PromoteStage,
-    Routing,
-)
+from largeforge_ray.config.routing import LEARNERS, RouterStage, Routing
+from largeforge_ray.config.stages import DatasetStage, EvaluateStage, Gate, ModelStage, PromoteStage
 from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SEARCHES, STOPPERS, SweepStage
 from largeforge_ray.config.teaching import MAKES, Endpoint, Price, Teacher, TeachStage
@@ -41,6 +35,7 @@ STAGES: dict[str, type[Strict]] = {
     "merge": MergeStage,
     "student": StudentStage,
     "evaluate": EvaluateStage,
+    "router": RouterStage,
     "promote": PromoteStage,
 }
 NAMED: dict[str, dict[str, type[Strict]]] = {
@@ -49,6 +44,7 @@ NAMED: dict[str, dict[str, type[Strict]]] = {
     "stopping": STOPPERS,
     "make": MAKES,
     "filters": FILTERS,
+    "method": LEARNERS,
 }
 """Fields that are one of several schemas, told apart by their ``name``."""
 NESTED: dict[str, type[Strict]] = {
@@ -56,6 +52,7 @@ NESTED: dict[str, type[Strict]] = {
     "teacher": Teacher,
     "endpoint": Endpoint,
     "price": Price,
+    "prices": Price,
     "lora": Lora,
     "gate": Gate,
     "policy": Routing,

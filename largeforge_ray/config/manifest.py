@@ -10,12 +10,14 @@ from pydantic import Field
 from largeforge_ray.config.algorithms import Sft
 from largeforge_ray.config.base import PARTS, StageBase, Strict
 from largeforge_ray.config.merging import MergeStage
+from largeforge_ray.config.routing import RouterStage
 from largeforge_ray.config.stages import DatasetStage, EvaluateStage, PromoteStage, Stage
 from largeforge_ray.config.teaching import TeachStage
 from largeforge_ray.config.tracking import Tracking
 
 PRODUCES_ROWS = {"prompts": "dataset", "data": "dataset", "items": "dataset"}
-"""Which artifact kind a reference field must lead to; gates lead to outcomes, others to what was trained."""
+OTHERS = {"gate.outcomes": "outcomes", "outcomes": "outcomes", "policy.router": "router"}
+"""Which artifact kind a reference field must lead to; fields in neither lead to what was trained."""
 
 
 class Rope(Strict):
@@ -133,14 +135,12 @@ def _check_kind(
             f"'{ref}' is a whole model, and promote takes adapters, which share the engine of the base; "
             "name the train or sweep stage of an adapter",
         )
-    wanted: tuple[str, ...] = (
-        PRODUCES_ROWS.get(field, "outcomes" if field == "gate.outcomes" else "adapter"),
-    )
+    if field == "policy.router" and not isinstance(source, RouterStage):
+        raise ReferenceProblem(path, f"'{ref}' learns no policy; name a router stage")
+    wanted: tuple[str, ...] = (PRODUCES_ROWS.get(field, OTHERS.get(field, "adapter")),)
     if field.startswith("filters."):
         wanted = ("dataset",)
-    if field in ("teacher.model", "algorithm.teacher") or (
-        isinstance(stage, EvaluateStage) and field != "items"
-    ):
+    if field in ("teacher.model", "algorithm.teacher") or field.startswith(("candidates.", "experts.")):
         wanted = ("adapter", "model")
     if field == "model":
         wanted = ("model",)

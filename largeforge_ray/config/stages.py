@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from largeforge_ray.config.base import Ref, Split, StageBase, Strict
 from largeforge_ray.config.merging import MergeStage
+from largeforge_ray.config.routing import RouterStage, Routing
 from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.teaching import TeachStage
@@ -72,16 +73,6 @@ class Gate(Strict):
     confidence: float = Field(0.95, gt=0.5, lt=1.0)
 
 
-class Routing(Strict):
-    """How a router chooses: the expert with the most ``score - cost_weight * price - wait_weight * wait``."""
-
-    kind: Literal["keyword"] = "keyword"
-    threshold: float = Field(0.5, ge=0.0, le=1.0, description="Below this score the general expert answers.")
-    cost_weight: float = Field(0.0, ge=0.0, description="Of an expert's price for a thousand tokens.")
-    wait_weight: float = Field(0.0, ge=0.0, description="Of the seconds a request would wait.")
-    sticky: bool = Field(True, description="A conversation stays with its expert.")
-
-
 class PromoteStage(StageBase):
     """Check a candidate, prove it on the engine, and make it an expert beside the base model."""
 
@@ -93,12 +84,13 @@ class PromoteStage(StageBase):
     policy: Routing = Routing()
 
     def references(self) -> dict[str, str]:
-        return {"candidate": self.candidate, "gate.outcomes": self.gate.outcomes}
+        taught = {"policy.router": self.policy.router} if self.policy.router is not None else {}
+        return {"candidate": self.candidate, "gate.outcomes": self.gate.outcomes} | taught
 
     def settings(self) -> dict[str, Any]:
-        kept = self.model_dump(mode="json", include={"kind", "gate", "max_lora_rank", "policy"})
+        kept = self.model_dump(mode="json", include={"kind", "gate", "max_lora_rank"})
         del kept["gate"]["outcomes"]
-        return kept
+        return kept | {"policy": self.policy.settings()}
 
 
 Stage = Annotated[
@@ -110,6 +102,7 @@ Stage = Annotated[
     | MergeStage
     | StudentStage
     | EvaluateStage
+    | RouterStage
     | PromoteStage,
     Field(discriminator="kind"),
 ]

@@ -31,7 +31,7 @@ BESIDE = {
     "conversations": ("system",),
     "instruction": ("input", "output", "system", "history"),
 }
-COMMON = ("id", "answer", "check", "chosen", "rejected", "label", "rationale")
+COMMON = ("id", "answer", "check", "chosen", "rejected", "label", "rationale", "expert")
 
 Refuse = Callable[[str, str], Exception]
 """``refuse(field, message)`` makes the error that names the row."""

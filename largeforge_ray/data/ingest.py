@@ -182,6 +182,9 @@ def _check(raw: Any, where: str) -> dict[str, Any]:
         raise bad("answer", f"check 'code' runs it as Python tests, but {problem}; write asserts")
     if answer is not None and check is None:
         check = "exact" if isinstance(answer, str) else "json"
+    expert = raw.get("expert")
+    if expert is not None and (not isinstance(expert, str) or not expert):
+        raise bad("expert", f"names who should answer; found {expert!r}"[:300])
     extra = [answer, row["chosen"], row["rejected"], row["label"]]
     digest = row_hash(row["messages"], answer if extra[1:] == [None] * 3 else extra)
     return row | {
@@ -189,6 +192,7 @@ def _check(raw: Any, where: str) -> dict[str, Any]:
         "item_hash": digest,
         "answer": answer,
         "check": check,
+        "expert": expert,
     }
 
 

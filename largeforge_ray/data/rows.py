@@ -37,6 +37,7 @@ def _schema() -> Any:
             ("rejected", pa.list_(turn)),
             ("label", pa.bool_()),
             ("rationale", pa.string()),
+            ("expert", pa.string()),
             ("token_ids", pa.list_(pa.int32())),
             ("topk_ids", pa.list_(pa.int32())),
             ("topk_logprobs", pa.list_(pa.float16())),
@@ -54,7 +55,7 @@ def _storage() -> dict[str, Any]:
     return {
         "compression": "zstd",
         "column_encoding": dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"),
-        "use_dictionary": ["item_id", "item_hash", "answer", "check", "rationale", *text],
+        "use_dictionary": ["item_id", "item_hash", "answer", "check", "rationale", "expert", *text],
     }
 
 

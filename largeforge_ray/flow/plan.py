@@ -12,6 +12,7 @@ from typing import Any
 from largeforge_ray.config.algorithms import OnPolicy
 from largeforge_ray.config.base import PARTS, StageBase, default_part
 from largeforge_ray.config.manifest import Manifest, ModelConfig
+from largeforge_ray.config.routing import RouterStage
 from largeforge_ray.config.stages import DatasetStage, EvaluateStage, ModelStage, PromoteStage
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.teaching import Revisions, TeachStage
@@ -19,6 +20,7 @@ from largeforge_ray.config.training import DIVIDES_WEIGHTS, PRESETS, Lora, Train
 from largeforge_ray.data.ingest import content_identity, form_of
 from largeforge_ray.errors import ConfigError, ResourceError
 from largeforge_ray.flow.doctor import require_sandbox
+from largeforge_ray.flow.encoders import find_encoder
 from largeforge_ray.flow.weights import weigh_models
 from largeforge_ray.models.hardware import Hardware
 from largeforge_ray.models.prune import count_layers
@@ -33,6 +35,8 @@ from largeforge_ray.train.words import check_taught, check_vocabulary
 
 ENGINE_GIB, TRAINER_GIB, CLUSTER_GIB = 3.5, 2.5, 1.5
 """Memory beside the weights of an engine (1 GiB of it KV cache), a training worker, and Ray itself."""
+ROUTER_GIB = 1.5
+"""Of a router stage, which runs beside the engine: the encoder and some ten thousand prompts."""
 FARMS = ("teach", "evaluate")
 """Kinds whose rows Ray Data brings to engines; it needs a CPU that no engine holds, or waits for ever."""
 WEIGHT_COPIES = {"teach": 1, "evaluate": 1, "promote": 1, "merge": 3, "model": 3, "student": 0}
@@ -166,6 +170,9 @@ def _plan_stage(
         check_settings(stage, trained.model_copy(update={"lora": _resolve_lora(trained, weights_gib)}))
         # It becomes the expert's name.
         config["candidate"] = stage.candidate
+    if isinstance(stage, RouterStage):
+        config["encoder_source"] = find_encoder(stage, folder).identity
+        config["experts"] = list(stage.experts)
     if isinstance(stage, TeachStage) and isinstance(stage.make, Revisions):
         # What it says counts, not what the file is called.
         path = folder / stage.make.constitution if stage.make.constitution else None
@@ -258,6 +265,8 @@ def _input(field_name: str, ref: str, key: str) -> str:
 def _resources(kind: str, weights_gib: float, processes: int = 1) -> dict[str, float]:
     if kind == "dataset":
         return {"cpus": 0, "gpus": 0, "memory_gib": 0.3}
+    if kind == "router":
+        return {"cpus": 0, "gpus": 0, "memory_gib": ROUTER_GIB}
     beside = {"model": 1.0, "student": 1.0, "merge": 1.5}.get(kind, ENGINE_GIB)
     memory = CLUSTER_GIB + processes * (beside + WEIGHT_COPIES[kind] * weights_gib)
     return {"cpus": 1.0 * processes + (kind in FARMS), "gpus": 0, "memory_gib": round(memory, 1)}

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.stages import EvaluateStage, PromoteStage
 from largeforge_ray.config.training import Training
-from largeforge_ray.data import read_rows
 from largeforge_ray.errors import GateError
 from largeforge_ray.evaluate import paired_gain, qualities, read_outcomes
 from largeforge_ray.flow.context import RunContext
+from largeforge_ray.flow.lessons import territory_prompts
 from largeforge_ray.flow.plan import PlannedStage
 from largeforge_ray.flow.probing import probe_adapter
+from largeforge_ray.flow.routers import FREE, copy_policy, expert_record
 from largeforge_ray.promote import check_adapter, decide_gate
-from largeforge_ray.routing import territory_keywords
-
-TERRITORY_PROMPTS = 64
+from largeforge_ray.routing import parse_router
 
 
 def make_router(context: RunContext, stage: PlannedStage, folder: Path) -> dict[str, Any]:
@@ -44,9 +44,10 @@ def make_router(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
     )
     if not decision.passed:
         raise GateError(f"'{declared.candidate}' is not promoted: {decision.reason}")
-    prompts = _training_prompts(context, declared.candidate)
+    table = _table(context, declared)
     probe = probe_adapter(context, stage.name, adapter)
-    table = _table(context, declared, prompts)
+    if declared.policy.router is not None:
+        copy_policy(context.folder(declared.policy.router), folder)
     (folder / "router.json").write_text(json.dumps(table, indent=2, sort_keys=True), encoding="utf-8")
     return {
         "gain": gain.mean,
@@ -58,41 +59,26 @@ def make_router(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
     }
 
 
-def _training_prompts(context: RunContext, candidate: str) -> list[str]:
-    trained = context.manifest.stage(candidate)
+def _table(context: RunContext, stage: PromoteStage) -> dict[str, Any]:
+    trained = context.manifest.stage(stage.candidate)
     assert isinstance(trained, Training)
-    prompts: dict[str, None] = {}
-    for row in read_rows(context.folder(trained.data), "train"):
-        prompts[next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")] = None
-        if len(prompts) == TERRITORY_PROMPTS:
-            break
-    return list(prompts)
-
-
-def _table(context: RunContext, stage: PromoteStage, prompts: list[str]) -> dict[str, Any]:
-    model_key = context.plan["base"].key
-    engine = {"max_model_len": context.manifest.model.max_model_len, "max_lora_rank": stage.max_lora_rank}
-    price = {"per_1k_prompt": 0.0, "per_1k_completion": 0.0}
-
-    def expert(name: str, adapter_key: str | None, territory: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "name": name,
-            "state": "live",
-            "model_key": model_key,
-            "adapter_key": adapter_key,
-            "engine": engine,
-            "price": price,
-            "territory": territory,
-        }
-
-    keywords = territory_keywords(prompts)
+    prices = _prices(context, stage)
+    prompts = {"base": [], stage.candidate: territory_prompts(context, trained)}
     return {
-        "policy": stage.policy.model_dump(mode="json") | {"fallback": "base"},
-        "model": {"key": model_key, "path_kind": "model"},
+        "policy": stage.policy.settings() | {"fallback": "base"},
+        "model": {"key": context.plan["base"].key, "path_kind": "model"},
         "experts": [
-            expert("base", None, {"prompts": [], "keywords": {}}),
-            expert(
-                stage.candidate, context.plan[stage.candidate].key, {"prompts": prompts, "keywords": keywords}
-            ),
+            expert_record(
+                context, name, of_it, max_lora_rank=stage.max_lora_rank, price=prices.get(name, FREE)
+            )
+            for name, of_it in prompts.items()
         ],
     }
+
+
+def _prices(context: RunContext, stage: PromoteStage) -> dict[str, dict[str, float]]:
+    """By expert, where the policy's router stage says some."""
+    if stage.policy.router is None:
+        return {}
+    router = parse_router((context.folder(stage.policy.router) / "router.json").read_bytes())
+    return {expert.name: asdict(expert.price) for expert in router.experts}

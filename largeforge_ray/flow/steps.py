@@ -19,6 +19,7 @@ from largeforge_ray.flow.farming import Share, farm
 from largeforge_ray.flow.merging import make_merged
 from largeforge_ray.flow.plan import PlannedStage, part_of
 from largeforge_ray.flow.promotion import make_router
+from largeforge_ray.flow.routers import make_policy
 from largeforge_ray.flow.students import make_student
 from largeforge_ray.flow.sweeping import make_sweep
 from largeforge_ray.flow.teaching import make_rows
@@ -108,5 +109,6 @@ STEPS: dict[str, Callable[[RunContext, PlannedStage, Path], Metrics]] = {
     "merge": make_merged,
     "student": make_student,
     "evaluate": make_outcomes,
+    "router": make_policy,
     "promote": make_router,
 }

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from largeforge_ray.config.speculation import Speculation
+from largeforge_ray.models.speculation import speculation_args
+
 GIB = 1024**3
 
 
@@ -98,12 +101,15 @@ def engine_args(
     max_model_len: int,
     max_lora_rank: int | None = None,
     max_num_seqs: int | None = None,
+    speculation: Speculation | None = None,
+    draft_dir: Path | None = None,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the model in ``model_dir``.
 
     ``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters; ``max_num_seqs`` None means as
-    many requests at once as ``engine_slots``.
+    many requests at once as ``engine_slots``. ``draft_dir`` holds the model that drafts, if ``speculation``
+    names one.
     """
     hardware = hardware or detect()
     args: dict[str, Any] = {
@@ -125,6 +131,8 @@ def engine_args(
         }
     if max_lora_rank is not None:
         args |= {"enable_lora": True, "max_lora_rank": _lora_rank_bucket(max_lora_rank), "max_loras": 4}
+    if speculation is not None:
+        args |= speculation_args(speculation, draft_dir, args["max_num_seqs"])
     return args
 
 

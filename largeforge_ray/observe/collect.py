@@ -17,6 +17,7 @@ from largeforge_ray.observe import words
 from largeforge_ray.observe.ancestry import trace_lineage
 from largeforge_ray.observe.events import read_events, run_file
 from largeforge_ray.observe.items import compare_items
+from largeforge_ray.observe.routers import router_view
 from largeforge_ray.observe.spans import stage_views
 from largeforge_ray.observe.sweeps import sweep_view
 
@@ -51,6 +52,7 @@ def collect(store: Store, run: str) -> view.ReportData:
         losses=gathered.losses(),
         sweeps=gathered.sweeps(),
         evaluations=evaluations,
+        routers=gathered.routers(),
         promotions=promotions,
         funnels=gathered.funnels(),
         comparisons=comparisons,
@@ -111,6 +113,10 @@ class _Gathered:
     def evaluations(self) -> tuple[view.Evaluation, ...]:
         found = (_evaluation(stage.name, self._metrics(stage)) for stage in self._of_kind("evaluate"))
         return tuple(evaluation for evaluation in found if evaluation.candidates)
+
+    def routers(self) -> tuple[view.RouterView, ...]:
+        found = (router_view(stage.name, self._metrics(stage)) for stage in self._of_kind("router"))
+        return tuple(router for router in found if router is not None)
 
     def promotions(self, evaluations: Sequence[view.Evaluation]) -> tuple[view.Promotion, ...]:
         return tuple(self._promotion(stage, evaluations) for stage in self._of_kind("promote"))

@@ -137,6 +137,35 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class CostPoint:
+    """Mean price for a thousand tokens, and mean quality 0 to 1."""
+
+    name: str
+    cost: float
+    quality: float
+
+
+@dataclass(frozen=True, slots=True)
+class RouterView:
+    """What a router stage measured on ``held_out`` prompts.
+
+    ``by_kind`` has every policy's accuracy. ``confusion`` counts by the best expert, then by the chosen one;
+    ``bins`` are (prompts, mean confidence, mean quality). ``marks`` are what needs no policy.
+    """
+
+    stage: str
+    policy: str
+    held_out: int
+    by_kind: tuple[tuple[str, float], ...]
+    experts: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    ece: float
+    bins: tuple[tuple[int, float, float], ...]
+    curve: tuple[CostPoint, ...]
+    marks: tuple[CostPoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Promotion:
     """What a promote stage decided. ``live`` names the experts of the router it published."""
 
@@ -241,6 +270,7 @@ class ReportData:
     losses: tuple[LossCurve, ...] = ()
     sweeps: tuple[Sweep, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
+    routers: tuple[RouterView, ...] = ()
     promotions: tuple[Promotion, ...] = ()
     funnels: tuple[Funnel, ...] = ()
     comparisons: tuple[Comparison, ...] = ()

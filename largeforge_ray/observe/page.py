@@ -12,6 +12,7 @@ from largeforge_ray.observe.dag import lineage_picture
 from largeforge_ray.observe.data import Evaluation, ReportData, StageView
 from largeforge_ray.observe.items import GROUPS
 from largeforge_ray.observe.metrics import unit_of
+from largeforge_ray.observe.routers import cost_chart
 from largeforge_ray.observe.svg import NARROW, WIDE
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def render(data: ReportData) -> str:
         losses=[(curve, _figure(partial(charts.loss_chart, curve))) for curve in data.losses],
         window=charts.smoothing_window,
         evaluations=[(one, _accuracy_figure(one), _gain_figure(one)) for one in data.evaluations],
+        routers=[(one, _figure(partial(cost_chart, one))) for one in data.routers],
         funnels=[(one, _figure(partial(charts.funnel_chart, one))) for one in data.funnels],
         timeline=_timeline(data),
         time_rows=time_rows(data.stages, data.total_s),

@@ -38,7 +38,13 @@ class ProbeResult:
     noise: float
 
 
-def judge_logits(reference: Mapping[str, Logps], base: Logps, adapted: Logps) -> ProbeResult:
+def judge_logits(
+    reference: Mapping[str, Logps],
+    base: Logps,
+    adapted: Logps,
+    *,
+    least_tolerance: float = LEAST_TOLERANCE,
+) -> ProbeResult:
     """Compare what an engine computes with PEFT's ``base`` and ``adapted`` in ``reference``.
 
     Raises ``GateError`` if the adapter does nothing in PEFT or in the engine, if the engine's base is
@@ -68,7 +74,7 @@ def judge_logits(reference: Mapping[str, Logps], base: Logps, adapted: Logps) ->
             f"without the adapter the engine differs from PEFT by {result.noise:.3f} a token, more than "
             f"{MOST_NOISE:g}: it serves another base than the adapter was trained on; serve that one"
         )
-    tolerated = max(NOISE_FACTOR * result.noise, EFFECT_SHARE * moved, LEAST_TOLERANCE)
+    tolerated = max(NOISE_FACTOR * result.noise, EFFECT_SHARE * moved, least_tolerance)
     if not result.error <= tolerated:
         raise GateError(
             f"with the adapter the engine differs from PEFT by {result.error:.3f} a token, more than "

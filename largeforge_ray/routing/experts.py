@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from largeforge_ray.errors import ConfigError
 
 State = Literal["proposed", "loading", "shadow", "canary", "live", "draining", "failed"]
+Backend = Literal["vllm", "transformers"]
 AUTO = "auto"
 """The model name that asks the policy to choose; no expert may have it."""
 
@@ -21,10 +22,14 @@ _KEY = re.compile(r"[0-9a-f]{16,64}")
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters."""
+    """``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters.
+
+    ``transformers`` is the ``backend`` for models that vLLM does not know.
+    """
 
     max_model_len: int
     max_lora_rank: int | None = None
+    backend: Backend = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,11 @@ class Price:
 
     per_1k_prompt: float = 0.0
     per_1k_completion: float = 0.0
+
+    @property
+    def per_1k_tokens(self) -> float:
+        """Of a thousand tokens of either kind, by which experts are compared."""
+        return self.per_1k_prompt + self.per_1k_completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,11 @@ class Expert:
     adapter_key: str | None = None
     price: Price = field(default_factory=Price)
     territory: Territory = field(default_factory=Territory)
+
+    @property
+    def version(self) -> str:
+        """The name that tells it from other adapters under the same name, such as ``orders@1f2e3d4c``."""
+        return f"{self.name}@{self.artifact[:8]}"
 
     @property
     def artifact(self) -> str:
@@ -106,8 +121,13 @@ class ModelGroup:
 
     @property
     def max_lora_rank(self) -> int | None:
-        ranks = [expert.engine.max_lora_rank for expert in self.experts if expert.adapter_key]
+        """Room for the adapters there are, and for those that come while it serves."""
+        ranks = [expert.engine.max_lora_rank for expert in self.experts]
         return max((rank for rank in ranks if rank), default=None)
+
+    @property
+    def backend(self) -> Backend:
+        return self.experts[0].engine.backend
 
 
 def model_groups(router: Router) -> tuple[ModelGroup, ...]:
@@ -154,6 +174,10 @@ def _check(router: Router, where: str) -> None:
         raise ConfigError(
             f"{where}: policy.fallback '{policy.fallback}' is no live expert; choose one of: {live}"
         )
+    for group in model_groups(router):
+        if len({expert.engine.backend for expert in group.experts}) > 1:
+            sharing = ", ".join(f"{expert.name} ({expert.engine.backend})" for expert in group.experts)
+            raise ConfigError(f"{where}: one engine serves {sharing}, which share a model; name one backend")
 
 
 def _check_expert(expert: Expert, where: str) -> None:

@@ -17,6 +17,10 @@ class KeywordScorer:
         # Folded once here, because keywords are compared with folded words on every request.
         self._keywords = {expert.name: _folded(expert.territory.keywords) for expert in experts}
 
+    def knows(self, expert: str) -> bool:
+        """Whether the expert has keywords at all."""
+        return bool(self._keywords[expert])
+
     def score(self, text: str) -> tuple[dict[str, float], Callable[[str], str]]:
         """0..1 for every expert, and what an expert's score stands on."""
         found = words(text)

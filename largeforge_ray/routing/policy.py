@@ -12,12 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from largeforge_ray.errors import ConfigError
-from largeforge_ray.routing.experts import Expert, PolicyConfig, Router
-from largeforge_ray.routing.keyword import KeywordScorer
+from largeforge_ray.routing.experts import Expert, PolicyConfig
 from largeforge_ray.types import Decision
 
-SCORERS = {"keyword": KeywordScorer}
 MOST_TURNS = 16
 """Of a conversation: who has not found its expert by then is asked about its last turn."""
 
@@ -51,9 +48,10 @@ class Policy:
     """Chooses one of the live experts of a router."""
 
     def __init__(self, config: PolicyConfig, experts: tuple[Expert, ...], scorer: Scorer) -> None:
-        self._config, self._scorer = config, scorer
+        self.config, self.scorer = config, scorer
         # The cheaper one comes first, then the alphabet, so that the choice depends on no order.
-        self._prices = dict(sorted(((e.name, _price(e)) for e in experts), key=lambda e: (e[1], e[0])))
+        prices = ((expert.name, expert.price.per_1k_tokens) for expert in experts)
+        self._prices = dict(sorted(prices, key=lambda each: (each[1], each[0])))
 
     def decide(self, observation: Observation, states: Mapping[str, ExpertState] | None = None) -> Decision:
         """Experts that ``states`` does not mention are up and idle.
@@ -63,14 +61,14 @@ class Policy:
         """
         request_id, states = observation.request_id, states or {}
         *earlier, last = observation.turns or ("",)
-        for text in earlier[:MOST_TURNS] if self._config.sticky else ():
+        for text in earlier[:MOST_TURNS] if self.config.sticky else ():
             decision = self._decide(request_id, text, states)
             if not decision.fell_back:
                 return replace(decision, reason=f"{decision.reason}, in an earlier turn")
         return self._decide(request_id, last, states)
 
     def _decide(self, request_id: str, text: str, states: Mapping[str, ExpertState]) -> Decision:
-        config, (scores, why) = self._config, self._scorer.score(text)
+        config, (scores, why) = self.config, self.scorer.score(text)
         ranked = sorted(self._prices, key=lambda name: -scores[name])  # stable: ties keep the cheaper first
         best = ranked[0]
         fits = [n for n in ranked if n != config.fallback and scores[n] > 0 and scores[n] >= config.threshold]
@@ -81,7 +79,7 @@ class Policy:
         others = [name for name in ranked if name != chosen]
         return Decision(
             request_id=request_id,
-            policy=self._scorer.name,
+            policy=self.scorer.name,
             chosen=chosen,
             reason=self._reason(why(best), best, scores[best], chosen, open_to),
             runner_up=others[0] if others else None,
@@ -92,26 +90,15 @@ class Policy:
         )
 
     def _worth(self, name: str, scores: Mapping[str, float], states: Mapping[str, ExpertState]) -> float:
-        config, state = self._config, states.get(name, ExpertState())
+        config, state = self.config, states.get(name, ExpertState())
         quality = max(scores[name], config.threshold) if name == config.fallback else scores[name]
         return quality - config.cost_weight * self._prices[name] - config.wait_weight * state.wait_s
 
     def _reason(self, why: str, best: str, score: float, chosen: str, open_to: list[str]) -> str:
         if score == 0.0:
-            return f"no {self._scorer.name} of any expert found"
+            return f"no {self.scorer.name} of any expert found"
         if chosen == best:
             return why
-        if score < self._config.threshold:
-            return f"{why}, below threshold {self._config.threshold:g}"
+        if score < self.config.threshold:
+            return f"{why}, below threshold {self.config.threshold:g}"
         return f"{why}, dearer or busier" if best in open_to else f"{why}, which is down"
-
-
-def build_policy(router: Router) -> Policy:
-    """The policy a router asks for. Raises ``ConfigError`` for a kind that does not exist."""
-    if router.policy.kind not in SCORERS:
-        raise ConfigError(f"policy kind '{router.policy.kind}' is unknown. Supported: {list(SCORERS)}")
-    return Policy(router.policy, router.live, SCORERS[router.policy.kind](router.live))
-
-
-def _price(expert: Expert) -> float:
-    return expert.price.per_1k_prompt + expert.price.per_1k_completion

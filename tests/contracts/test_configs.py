@@ -46,6 +46,15 @@ def test_manifests_are_valid(path: Path) -> None:
     assert load_manifest(path).stages
 
 
+@pytest.mark.parametrize("path", MANIFESTS, ids=name)
+def test_manifests_can_be_planned(path: Path, tmp_path: Path) -> None:
+    from largeforge_ray.config import load_manifest
+    from largeforge_ray.flow import make_plan
+    from largeforge_ray.store import open_store
+
+    assert make_plan(load_manifest(path), open_store(tmp_path), path.parent).missing
+
+
 def test_a_manifest_is_shipped() -> None:
     assert MANIFESTS, "train_jobs/manifests holds no manifest, so `largeforge quickstart` has nothing to run"
 

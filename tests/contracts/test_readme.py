@@ -98,8 +98,7 @@ def check_largeforge(words: list[str]) -> None:
     """Walks the command tree: each subcommand and each option must be there; values are not looked at."""
     import click
 
-    cli = importlib.import_module("train_jobs.cli")
-    command = next(value for value in (cli.main, *vars(cli).values()) if isinstance(value, click.Group))
+    command = importlib.import_module("train_jobs.cli").cli
     context = click.Context(command, info_name="largeforge")
     position = 0
     while position < len(words):

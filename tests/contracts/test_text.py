@@ -62,7 +62,8 @@ BROAD_EXCEPTS: dict[str, int] = {
     "largeforge_ray/observe/trackers.py": 1,  # a tracker that fails is off, and the training goes on
     "largeforge_ray/teach/asking.py": 1,  # what ends a batch goes to the driver as a row, in its own words
     "largeforge_ray/train/background.py": 1,  # the failure of a thread, raised again in the caller's
-    "serve_apps/vllm_chat.py": 1,  # vLLM's own server maps whatever its chat handler raises to a reply
+    "serve_apps/router.py": 1,  # a fault of ours is a 500 in OpenAI's shape, and its trace is in the log
+    "serve_apps/vllm_engine.py": 1,  # vLLM's own server maps whatever its handlers raise to a reply
 }
 
 # file -> private modules and attributes of others it may name, each for want of a public one.

@@ -8,11 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from tests.local_ray._server import Server
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "train_jobs" / "manifests"
@@ -90,6 +95,16 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Forge:
     run = largeforge("run", str(manifest), cwd=folder, timeout=540)
     assert run.code == 0, run.out + run.err
     return Forge(folder, manifest, run)
+
+
+@pytest.fixture(scope="session")
+def server(forge: Forge) -> Iterator[Server]:
+    """The run's router, served; the last test that uses it ends it."""
+    from tests.local_ray._server import start_server, stop_server
+
+    served = start_server(forge.store, forge.folder)
+    yield served
+    stop_server(served)
 
 
 def metrics(forge: Forge, name: str) -> dict:

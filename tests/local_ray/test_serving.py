@@ -7,77 +7,18 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 
 import openai
 import psutil
 import pytest
 
-from tests.local_ray.conftest import ENVIRONMENT, Forge, free_port
+from tests.local_ray._server import ORDER, Server, ask, wait_for
+from tests.local_ray.conftest import Forge
 
 pytestmark = pytest.mark.timeout(300)
-ORDER = "Order as JSON with name, count, item, city: Please send 7 pillows to Ingrid in Lisbon."
-
-
-@dataclass(frozen=True)
-class Server:
-    process: subprocess.Popen[str]
-    url: str
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
-
-    def is_healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                return True
-        except (urllib.error.URLError, OSError):
-            return False
-
-
-@pytest.fixture(scope="module")
-def server(forge: Forge) -> Iterator[Server]:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "serve_apps.run", "--store", str(forge.store), "--port", str(port)],
-        env=ENVIRONMENT,
-        cwd=forge.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    server = Server(process, f"http://127.0.0.1:{port}")
-    wait_for(server.is_healthy, 120, lambda: process.poll() is None)
-    yield server
-    if process.poll() is None:
-        process.terminate()
-        process.wait(60)
-
-
-def wait_for(condition, limit_s: float, alive=lambda: True) -> float:
-    """Seconds until ``condition``; fails when they exceed the limit or what is waited for has died."""
-    started = time.monotonic()
-    while not condition():
-        assert alive(), "the process ended"
-        assert time.monotonic() - started < limit_s, f"not within {limit_s} s"
-        time.sleep(0.1)
-    return time.monotonic() - started
-
-
-def ask(server: Server, model: str, question: str, **options):
-    messages = [{"role": "user", "content": question}]
-    return server.client.chat.completions.with_raw_response.create(
-        model=model, messages=messages, temperature=0, max_tokens=40, **options
-    )
 
 
 def test_auto_goes_to_the_expert_whose_territory_it_is(server: Server, forge: Forge) -> None:
@@ -115,11 +56,12 @@ def test_a_stream_gives_the_same_text_in_pieces(server: Server) -> None:
 
 
 def test_models_lists_auto_and_every_expert(server: Server) -> None:
-    assert [m.id for m in server.client.models.list()] == ["auto", "base", "orders"]
+    policies = ["largeforge/keyword", "largeforge/cascade"]
+    assert [m.id for m in server.client.models.list()] == ["auto", *policies, "base", "orders"]
 
 
 def test_a_refusal_is_the_clients_own_error(server: Server) -> None:
-    with pytest.raises(openai.NotFoundError, match="auto, base, orders"):
+    with pytest.raises(openai.NotFoundError, match="base, orders"):
         ask(server, "gpt-4", ORDER)
     with pytest.raises(openai.BadRequestError, match="context length"):
         ask(server, "base", "word " * 3000)

@@ -8,12 +8,12 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from largeforge_ray.routing import parse_router
 from serve_apps.openai_errors import ReplyHead
-from serve_apps.router import Engine, Front, Limits
+from serve_apps.ports import Ask, Engine, Limits
+from serve_apps.router import Front
 from tests.unit.test_routing import ADAPTER, MODEL, expert, router
 
 OTHER_MODEL = "d" * 64
@@ -34,10 +34,14 @@ class ScriptedEngine:
     def __init__(self, *script: Any, up: bool = True, wait_s: float = 0.0) -> None:
         self.up, self.wait_s, self.script = up, wait_s, script
         self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.open = 0
+        self.open, self.replicas, self.speculation = 0, 1, None
 
-    async def answer(self, expert: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
-        self.asked.append((expert, dict(payload)))
+    @property
+    def running(self) -> int:
+        return self.open
+
+    async def answer(self, ask: Ask) -> AsyncIterator[ReplyHead | bytes]:
+        self.asked.append((ask.expert.name, json.loads(ask.body)))
         self.open += 1
         try:
             for step in self.script:
@@ -72,21 +76,15 @@ EVENTS = [event("Hel"), event("lo \u00e9\U0001f600"), event("!")]
 def app(
     engine: Engine, other: Engine | None = None, limits: Limits = LIMITS, **more: Any
 ) -> Callable[..., Awaitable[None]]:
-    """An ASGI application that does what Serve does: awaits the response, then sends it."""
+    """The router's ASGI application."""
     experts = [
         expert("base"),
         expert("tuned", ADAPTER, {"order": 0.5, "json": 0.5}),
         expert("solo", model_key=OTHER_MODEL),
         expert("old", model_key="e" * 64, state="draining"),
     ]
-    engines = {MODEL: engine, OTHER_MODEL: other or ScriptedEngine()}
-    front = Front(parse_router(router(*experts)), engines, limits, **more)
-
-    async def run(scope: Any, receive: Any, send: Any) -> None:
-        response = await front.handle(Request(scope, receive))
-        await response(scope, receive, send)
-
-    return run
+    engines = {MODEL: engine, OTHER_MODEL: other or ScriptedEngine(), "e" * 64: ScriptedEngine()}
+    return Front(parse_router(router(*experts)), engines, limits, **more)
 
 
 def client(*script: Any, limits: Limits = LIMITS) -> tuple[TestClient, ScriptedEngine]:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_apps import openai_errors
-from serve_apps.chat_request import MAX_DEPTH, REFUSED, parse_chat_request
+from serve_apps.chat_request import MAX_DEPTH, REFUSED, parse_request
 from serve_apps.openai_errors import ApiError, bad_request
 
 LIMIT = 256
@@ -24,7 +24,7 @@ VALID = {"model": "auto", "messages": [USER]}
 
 def parse(body: bytes | dict[str, Any], content_type: str = "application/json") -> dict[str, Any]:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return parse_chat_request(raw, content_type, max_tokens=LIMIT)
+    return parse_request(raw, content_type, "/v1/chat/completions", max_tokens=LIMIT)
 
 
 def refusal(body: bytes | dict[str, Any], content_type: str = "application/json") -> ApiError:

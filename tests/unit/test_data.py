@@ -303,7 +303,7 @@ def test_content_identity_follows_the_bytes_and_not_the_path(tmp_path: Path) -> 
 
 def test_a_part_that_a_dataset_does_not_have_is_named_with_those_it_has(tmp_path: Path) -> None:
     row = {"item_id": "1", "item_hash": "f" * 64, "messages": [USER, REPLY], "answer": None, "check": None}
-    row |= dict.fromkeys(("chosen", "rejected", "label", "rationale"))
+    row |= dict.fromkeys(("chosen", "rejected", "label", "rationale", "expert"))
     assert write_rows(tmp_path, "train", [row]) == 1
     assert list(read_rows(tmp_path, "train")) == [row]
     with pytest.raises(DataError, match=r"has no part 'test', only: train; name one of those"):

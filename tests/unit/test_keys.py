@@ -174,4 +174,4 @@ async def test_a_stream_counts_until_it_ends_or_its_client_leaves(leaves: bool, 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "example.org"])
 def test_nothing_listens_openly_without_keys(host: str) -> None:
     with pytest.raises(ConfigError, match="no keys are asked for"):
-        start(ForgeArgs(store="nowhere"), host=host)
+        start(ForgeArgs(store="nowhere", host=host, port=8000))

@@ -1,20 +1,23 @@
-"""vLLM's own OpenAI chat semantics around its asynchronous engine.
+"""vLLM's own OpenAI semantics around its asynchronous engine.
 
 This is the one file of the package that calls parts of vLLM without a public promise. They were read in
 the version below, in ``entrypoints/launchers/api_server/app_state.py`` and
-``entrypoints/openai/chat_completion/{api_router,serving}.py``; a test fails when the installed version moves.
+``entrypoints/openai/{chat_completion,completion}/{api_router,serving}.py``; a test fails when the installed
+version moves.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from largeforge_ray.models.hardware import engine_args, engine_env
+from serve_apps.metered import Usage, metered_llm
 from serve_apps.openai_errors import ApiError, ReplyHead, bad_request, expert_unavailable
 
 READ_IN_VLLM = "0.29.0"
@@ -23,11 +26,12 @@ _ERROR_EVENT = 'data: {"error"'
 _DONE_EVENT = "data: [DONE]"
 
 
-class VllmChat:
-    """One engine that answers chat requests for its model and for adapters on it.
+class VllmEngine:
+    """One engine that answers requests for its model and for adapters on it.
 
-    Create it inside the event loop that will use it; ``load_adapters`` before the first request.
-    Starting takes 20 to 35 s on a CPU and blocks. ``max_tokens`` caps every answer, in tokens.
+    ``names`` are the model's own. Create it inside the event loop that will use it. Starting takes 20 to 35 s
+    on a CPU and blocks. ``max_tokens`` caps every answer, in tokens; ``ended`` is told of every request that
+    ended.
     """
 
     def __init__(
@@ -39,78 +43,127 @@ class VllmChat:
         max_lora_rank: int | None,
         max_num_seqs: int,
         max_tokens: int,
+        ended: Callable[[Usage], None] = lambda usage: None,
     ) -> None:
         os.environ.update(engine_env())
         from vllm import AsyncEngineArgs
         from vllm.entrypoints.openai.models.protocol import BaseModelPath
         from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         args = engine_args(
             model_dir, max_model_len=max_model_len, max_lora_rank=max_lora_rank, max_num_seqs=max_num_seqs
         )
         # The cap binds requests that name no max_tokens, too.
         args["override_generation_config"] = {"max_new_tokens": max_tokens}
-        self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
+        self._engine: Any = metered_llm().from_engine_args(AsyncEngineArgs(disable_log_stats=True, **args))
+        self._engine.ended = ended
+        self._names = tuple(names)
         paths = [BaseModelPath(name=name, model_path=str(model_dir)) for name in names]
         self._models: Any = OpenAIServingModels(self._engine, paths)
-        self._chat = self._build_chat()
+        self._build_endpoints()
 
-    def _build_chat(self) -> Any:
+    def _build_endpoints(self) -> None:
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+        from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
         from vllm.renderers.online_renderer import OnlineRenderer
 
+        template = {"chat_template": None, "chat_template_content_format": "auto"}
         renderer = OnlineRenderer(
-            self._engine.model_config,
-            self._engine.renderer,
-            request_logger=None,
-            chat_template=None,
-            chat_template_content_format="auto",
+            self._engine.model_config, self._engine.renderer, request_logger=None, **template
         )
         renderer.warmup()
-        return OpenAIServingChat(
-            self._engine,
-            self._models,
-            "assistant",
-            online_renderer=renderer,
-            request_logger=None,
-            chat_template=None,
-            chat_template_content_format="auto",
-        )
+        common = {"online_renderer": renderer, "request_logger": None}
+        chat = OpenAIServingChat(self._engine, self._models, "assistant", **common, **template)
+        plain = OpenAIServingCompletion(self._engine, self._models, **common)
+        self._endpoints = {
+            "/v1/chat/completions": (ChatCompletionRequest, chat.create_chat_completion),
+            "/v1/completions": (CompletionRequest, plain.create_completion),
+        }
 
-    async def load_adapters(self, adapters: Mapping[str, Path]) -> None:
-        """Serve a PEFT folder under each name. Raises ``ModelError`` if the engine refuses one."""
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that are loaded."""
+        return tuple(self._models.lora_requests)
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The names requests may give as their model."""
+        return (*self._names, *self.adapters)
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Serve a PEFT folder under a name. Raises ``ModelError`` if the engine refuses it."""
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
         from largeforge_ray.errors import ModelError
 
-        for name, folder in adapters.items():
-            request = LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder))
-            result = await self._models.load_lora_adapter(request)
-            if isinstance(result, ErrorResponse):
-                raise ModelError(
-                    f"adapter of expert '{name}' in {folder} does not load: {result.error.message}; "
-                    "check that it was trained on this model"
-                )
+        request = LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder))
+        result = await self._models.load_lora_adapter(request)
+        if isinstance(result, ErrorResponse):
+            raise ModelError(
+                f"adapter '{name}' in {folder} does not load: {result.error.message}; "
+                "check that it was trained on this model"
+            )
+
+    async def unload_adapter(self, name: str) -> None:
+        """No longer serve what is under the name; requests under way end."""
+        request = self._models.lora_requests.pop(name, None)
+        if request is not None:
+            await self._engine.remove_lora(request.lora_int_id)
+
+    async def log_probability(self, ids: list[int], token: int, adapter: str | None) -> float:
+        """Of ``token`` after ``ids``. Raises ``ValueError`` if the engine refuses them."""
+        from vllm import SamplingParams
+
+        # Log-probabilities are taken before what is allowed cuts off the others.
+        forced = SamplingParams(max_tokens=1, temperature=0.0, logprobs=0, allowed_token_ids=[token])
+        choice = await self._one(ids, forced, adapter)
+        return float(choice.logprobs[0][token].logprob)
+
+    async def greedy(self, ids: list[int], adapter: str | None, tokens: int) -> str:
+        """What the engine says after ``ids``."""
+        from vllm import SamplingParams
+
+        return str((await self._one(ids, SamplingParams(max_tokens=tokens, temperature=0.0), adapter)).text)
+
+    async def _one(self, ids: list[int], sampling: Any, adapter: str | None) -> Any:
+        lora = self._models.lora_requests[adapter] if adapter else None
+        request = f"probe-{uuid.uuid4().hex}"
+        async for out in self._engine.generate(
+            {"prompt_token_ids": ids}, sampling, request, lora_request=lora
+        ):
+            last = out
+        return last.outputs[0]
 
     async def check_health(self) -> None:
         """Raise when the engine's process is gone."""
         await self._engine.check_health()
 
     @property
+    def healthy(self) -> bool:
+        """Whether the engine's process lives."""
+        return not self._engine.errored
+
+    @property
     def running(self) -> int:
         """Requests the engine is answering or has queued."""
         return int(self._engine.get_num_unfinished_requests())
 
-    async def answer(self, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
-        """A head, then the bytes of the reply. ``payload`` is a chat request whose model is served here.
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the engine last gave a token, 0 while it owes none."""
+        return float(self._engine.stalled_s) if self.running else 0.0
+
+    async def answer(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
+        """A head, then the bytes of the reply. ``payload`` is a request whose model is served here.
 
         Refusals come as a reply, too. A stream the engine cannot finish ends with an error event and
         without ``[DONE]``. Closing the iterator, or cancelling its task, aborts the engine's request.
         """
         try:
-            result = await self._create(payload)
+            result = await self._create(path, payload)
         except ApiError as error:
             for part in _refusal(error):
                 yield part
@@ -123,26 +176,22 @@ class VllmChat:
             async for part in self._stream(result, str(payload["model"])):
                 yield part
 
-    async def _create(self, payload: Mapping[str, Any]) -> Any:
+    async def _create(self, path: str, payload: Mapping[str, Any]) -> Any:
         """The finished JSON reply as bytes, or vLLM's generator of server-sent events."""
-        from pydantic import ValidationError
-        from vllm.entrypoints.openai.chat_completion.protocol import (
-            ChatCompletionRequest,
-            ChatCompletionResponse,
-        )
+        from pydantic import BaseModel, ValidationError
         from vllm.entrypoints.serve import create_error_response
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
+        schema, create = self._endpoints[path]
         try:
-            request = ChatCompletionRequest.model_validate(payload)
-            result = await self._chat.create_chat_completion(request)
+            result = await create(schema.model_validate(payload))
         except ValidationError as error:
             raise _invalid(error) from None
         except Exception as error:  # vLLM's own server maps whatever is raised here, by this function
             result = create_error_response(error)
         if isinstance(result, ErrorResponse):
             raise self._api_error(result.model_dump()["error"], str(payload["model"]))
-        if isinstance(result, ChatCompletionResponse):
+        if isinstance(result, BaseModel):
             return result.model_dump_json().encode()
         return result
 

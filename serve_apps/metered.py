@@ -1,0 +1,69 @@
+"""vLLM's asynchronous engine, counting what passes through it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One request that ended. ``name`` is the adapter's, or None for the model itself; times in seconds.
+
+    ``cached_tokens`` are those of the prompt that had been computed for another request.
+    """
+
+    name: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    first_s: float
+    seconds: float
+
+    @property
+    def token_s(self) -> float | None:
+        """The mean time of a token after the first (TPOT)."""
+        return (
+            (self.seconds - self.first_s) / (self.completion_tokens - 1)
+            if self.completion_tokens > 1
+            else None
+        )
+
+
+@cache
+def metered_llm() -> Any:
+    """A subclass of ``vllm.v1.engine.async_llm.AsyncLLM`` (read in 0.29.0), once vLLM may be imported."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    class MeteredLLM(AsyncLLM):
+        ended: Callable[[Usage], None] = staticmethod(lambda usage: None)
+        _last_output = 0.0
+
+        @property
+        def stalled_s(self) -> float:
+            return time.monotonic() - self._last_output
+
+        async def generate(self, *args: Any, lora_request: Any = None, **options: Any) -> Any:
+            began = first = time.monotonic()
+            if not self.output_processor.has_unfinished_requests():
+                self._last_output = began  # what was before it does not count as a stall
+            tokens, out = 0, None
+            answer = super().generate(*args, lora_request=lora_request, **options)
+            try:
+                async for out in answer:
+                    self._last_output = time.monotonic()
+                    first = self._last_output if tokens == 0 else first
+                    tokens += sum(len(choice.token_ids) for choice in out.outputs)
+                    yield out
+            finally:
+                await answer.aclose()
+                if out is not None:
+                    name = lora_request.lora_name if lora_request else None
+                    prompt = len(out.prompt_token_ids or ())
+                    cached, now = out.num_cached_tokens or 0, time.monotonic()
+                    self.ended(Usage(name, prompt, cached, tokens, first - began, now - began))
+
+    return MeteredLLM

@@ -1,0 +1,226 @@
+"""A replica: one engine for all experts that share a base model, behind a port of its own.
+
+The router's requests come to that port and the replies' bytes go back on it; Ray Serve starts the replica,
+looks after its health and scales it, and no token passes through it. The port takes requests with the
+application's token only, and of the engine's own HTTP application nothing is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from largeforge_ray.promote.views import Entry, ReplicaReport
+from largeforge_ray.routing.experts import Expert, ModelGroup
+from serve_apps.door import Door, listen
+from serve_apps.exchange import ClientLeft, Exchange
+from serve_apps.fleet import NOT_TAKEN_HEADER, TOKEN_HEADER, VERSION_HEADER
+from serve_apps.loop import LoopThread
+from serve_apps.openai_errors import ApiError, ReplyHead, expert_unavailable, queue_full, unknown_path
+from serve_apps.registry import RegistryClient
+from serve_apps.replica_meters import ReplicaMeters
+
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+MOST_BODY_BYTES = 64_000_000
+"""The router has its own limit; this one only keeps a stranger's request from filling the memory."""
+STALL_S = 60.0
+"""An engine that owes tokens and gives none for so long is replaced."""
+
+logger = logging.getLogger("ray.serve")
+
+
+class ReplicaApp:
+    """The ASGI application of a replica's port: the router's requests to the engine."""
+
+    def __init__(self, engine: Any, token: str, limit: int) -> None:
+        self._engine, self._token, self._limit = engine, token.encode(), limit
+        self.draining = False
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._answer(exchange)
+        except ApiError as error:
+            await exchange.reply(error.status, error.body(), error.headers)
+        except ClientLeft:
+            return
+
+    async def _answer(self, exchange: Exchange) -> None:
+        given = exchange.headers.get(TOKEN_HEADER.encode(), b"")
+        if not hmac.compare_digest(given, self._token) or exchange.path not in ENDPOINTS:
+            raise unknown_path(exchange.path, [])
+        version = exchange.header(VERSION_HEADER)
+        if self.draining or not self._engine.healthy or version not in self._engine.served:
+            error = expert_unavailable(version.partition("@")[0])
+            await exchange.reply(error.status, error.body(), {NOT_TAKEN_HEADER: "1", **error.headers})
+            return
+        if (running := self._engine.running) >= self._limit:
+            raise queue_full(running, self._limit)
+        payload = json.loads(await exchange.body(MOST_BODY_BYTES)) | {"model": version}
+        with exchange.unless_left():
+            await self._copy(exchange, payload)
+
+    async def _copy(self, exchange: Exchange, payload: dict[str, Any]) -> None:
+        async with aclosing(self._engine.answer(exchange.path, payload)) as parts:
+            head = await anext(parts)
+            assert isinstance(head, ReplyHead)
+            retry = {} if head.retry_after_s is None else {"retry-after": str(head.retry_after_s)}
+            if not head.content_type.startswith("text/event-stream"):
+                body = b"".join([part async for part in parts])
+                await exchange.reply(head.status, body, retry, head.content_type)
+                return
+            await exchange.start(head.status, head.content_type, retry)
+            async for part in parts:
+                await exchange.part(part)
+            await exchange.end()
+
+
+class ExpertEngine:
+    """The deployment: starts vLLM, keeps it in step with the registry, and tells how it is."""
+
+    def __init__(
+        self,
+        store: str,
+        group: ModelGroup,
+        *,
+        router: str,
+        host: str,
+        max_num_seqs: int,
+        max_tokens: int,
+    ) -> None:
+        from ray import serve
+
+        context = serve.get_replica_context()
+        self._name, self._token = context.replica_id.unique_id, secrets.token_urlsafe(24)
+        self._registry, self._group = RegistryClient(context.app_name, store, router), group
+        self._loop = LoopThread("engine")
+        self._refused: dict[str, str] = {}
+        self._evidence: dict[str, Mapping[str, Any]] = {}
+        self._sequence, self._in_step = 0, asyncio.Event()
+        meters = ReplicaMeters(group.model_key[:8])
+        self._loop.run(self._start(store, host, max_num_seqs, max_tokens, meters))
+
+    async def _start(
+        self, store: str, host: str, max_num_seqs: int, max_tokens: int, meters: ReplicaMeters
+    ) -> None:
+        from largeforge_ray.store import open_store
+        from serve_apps.vllm_engine import VllmEngine
+
+        group, self._store = self._group, open_store(store)
+        self._engine = VllmEngine(
+            self._store.fetch(self._store.get(group.model_key)),
+            [e.version for e in group.experts if not e.adapter_key] or [group.model_key[:16]],
+            max_model_len=group.max_model_len,
+            max_lora_rank=group.max_lora_rank,
+            max_num_seqs=max_num_seqs,
+            max_tokens=max_tokens,
+            ended=meters.ended,
+        )
+        self._app = ReplicaApp(self._engine, self._token, 4 * max_num_seqs)
+        socket = listen(host, 0)
+        self._address = f"{host}:{socket.getsockname()[1]}"
+        self._door = Door(self._app, socket)
+        self._syncing = asyncio.create_task(self._keep_in_step())
+        await self._in_step.wait()
+
+    async def _keep_in_step(self) -> None:
+        """Load what the registry lists, tell what came of it, and wait for what is next."""
+        known: int | None = None
+        while True:
+            view = await self._registry.sync(self._report(), known)
+            if view is None:
+                await asyncio.sleep(0.2)
+            elif view.entries is not None and await self._follow(view.entries):
+                known = None
+            else:
+                known = view.number
+                self._in_step.set()
+
+    async def _follow(self, entries: Sequence[Entry]) -> bool:
+        """Load what the registry wants of this engine and drop what it no longer lists. Whether it
+        changed."""
+        wanted = {
+            entry.expert.version: entry.expert
+            for entry in entries
+            if entry.expert.model_key == self._group.model_key
+            and entry.expert.adapter_key
+            and entry.expert.state not in ("proposed", "failed")
+        }
+        known = {*self._engine.adapters, *self._refused}
+        for version in wanted.keys() - known:
+            await self._load(wanted[version])
+        for version in known - wanted.keys():
+            self._refused.pop(version, None)
+            self._evidence.pop(version, None)
+            await self._engine.unload_adapter(version)
+        return wanted.keys() != known
+
+    async def _load(self, expert: Expert) -> None:
+        from largeforge_ray.errors import ForgeError
+        from serve_apps.probing import probe
+
+        try:
+            artifact = self._store.get(str(expert.adapter_key))
+            folder = await asyncio.to_thread(self._store.fetch, artifact)
+            await self._engine.load_adapter(expert.version, folder)
+            self._evidence[expert.version] = await probe(self._engine, expert.version, folder)
+        except ForgeError as error:
+            self._refused[expert.version] = str(error)
+            await self._engine.unload_adapter(expert.version)
+            logger.error("expert %s is not served here: %s", expert.version, error)
+
+    def _report(self) -> ReplicaReport:
+        self._sequence += 1
+        return ReplicaReport(
+            replica=self._name,
+            model_key=self._group.model_key,
+            address=self._address,
+            sequence=self._sequence,
+            token=self._token,
+            up=self._engine.healthy and not self._app.draining,
+            running=self._engine.running,
+            served=self._engine.served,
+            refused=dict(self._refused),
+            evidence=dict(self._evidence),
+        )
+
+    async def check_health(self) -> None:
+        """Serve calls this and replaces the replica when it raises."""
+        await self._loop.call(self._engine.check_health())
+        if (stalled := self._engine.stalled_s) > STALL_S:
+            raise RuntimeError(f"the engine owes tokens and has given none for {stalled:.0f} s")
+
+    async def ready(self) -> None:
+        """Answers as soon as there is a replica; asking for it makes Serve start a first one."""
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For the policy of this deployment; Serve sees none of the requests itself."""
+        return {"running": float(self._engine.running)}
+
+    async def __del__(self) -> None:
+        # Serve awaits this within the deployment's graceful_shutdown_timeout_s.
+        # A replica that failed in __init__ has no engine yet.
+        if hasattr(self, "_door"):
+            await self._loop.call(self._leave())
+        self._loop.close()
+
+    async def _leave(self) -> None:
+        """Take nothing new, end what is under way, and stop the engine."""
+        self._syncing.cancel()
+        self._app.draining = True
+        await self._registry.sync(self._report(), None)
+        began = time.monotonic()
+        while self._engine.running:
+            await asyncio.sleep(0.05)
+        logger.info("drained in %.1f s", time.monotonic() - began)
+        await self._door.close(5)
+        self._engine.shutdown()

@@ -1,0 +1,169 @@
+"""Real engines that speculate, with a model of two layers: same answers, and off where it does not pay."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from largeforge_ray.config.speculation import Draft, Ngram, Speculation
+from largeforge_ray.models import engine_args, engine_env
+from largeforge_ray.models.speculation import SpeculationNumbers, check_speculation
+from tests.unit._tiny import stage_of, text, tiny_model
+
+pytestmark = pytest.mark.timeout(600)
+
+TOKENS = 48
+NGRAM = Ngram(kind="ngram", prompt_lookup_min=1)
+
+
+class Running:
+    """An engine in a loop of its own."""
+
+    def __init__(self, llm: Any, runner: asyncio.Runner) -> None:
+        self.llm, self._runner = llm, runner
+        self._tokenizer = llm.get_tokenizer()
+
+    def ask(self, prompts: list[str], adapter: Path | None = None) -> tuple[list[list[int]], Any]:
+        """The most likely answers, asked for at once, and what was drafted for them."""
+        answers = self._runner.run(self._ask(prompts, adapter))
+        numbers = SpeculationNumbers()
+        for answer in answers:
+            numbers = numbers.after(answer.spec_decode_metrics) if answer.spec_decode_metrics else numbers
+        return [list(answer.token_ids) for answer in answers], numbers
+
+    async def _ask(self, prompts: list[str], adapter: Path | None) -> list[Any]:
+        from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=0.0, max_tokens=TOKENS, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        handle = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
+
+        async def one(prompt: str) -> Any:
+            ids = {"prompt_token_ids": self._tokenizer.encode(prompt)}
+            async for output in self.llm.generate(ids, params, uuid4().hex, lora_request=handle):
+                return output.outputs[0]
+
+        return await asyncio.gather(*map(one, prompts))
+
+
+@contextmanager
+def running(
+    model: Path, speculation: Speculation | None, draft: Path | None = None, **more: Any
+) -> Iterator[Running]:
+    os.environ.update(engine_env())
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    args = engine_args(
+        model, max_model_len=256, max_num_seqs=8, speculation=speculation, draft_dir=draft, **more
+    )
+
+    async def start() -> Any:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**args, disable_log_stats=True))
+
+    with asyncio.Runner() as runner:
+        llm = runner.run(start())
+        try:
+            yield Running(llm, runner)
+        finally:
+            llm.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("speculation"), head_dim=32)
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn, not trained: it changes the answers."""
+    import torch
+
+    from largeforge_ray.train.bench import Bench
+    from largeforge_ray.train.lora import save_adapter
+
+    folder = tmp_path_factory.mktemp("adapter") / "drawn"
+    folder.mkdir()
+    bench = Bench(stage_of("sft", precision="bfloat16"), str(model))
+    lane = bench.add_lane(stage_of("sft", precision="bfloat16"))
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in lane.weights().items():
+        if ".lora_B." in name:
+            weight.add_(torch.randn(weight.shape, generator=generator))
+    save_adapter(bench.model, lane.name, lane.weights(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    import random
+
+    rng = random.Random(3)
+    return [text(rng, 12) for _ in range(8)]
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, adapter: Path, prompts: list[str]) -> tuple[list[list[int]], list[list[int]]]:
+    """Answers of model and adapter, one request at a time."""
+    with running(model, None, max_lora_rank=8) as engine:
+        base, adapted = ([engine.ask([p], folder)[0][0] for p in prompts] for folder in (None, adapter))
+    assert base != adapted
+    return base, adapted
+
+
+def test_ngrams_leave_the_answers_of_the_model_and_of_an_adapter_as_they_are(
+    model: Path, adapter: Path, prompts: list[str], plain: tuple[list[list[int]], list[list[int]]]
+) -> None:
+    drafted = {"base": 0, "adapted": 0}
+    with running(model, NGRAM, max_lora_rank=8) as engine:
+        for name, folder, wanted in (("base", None, plain[0]), ("adapted", adapter, plain[1])):
+            for prompt, answer in zip(prompts, wanted, strict=True):
+                answers, numbers = engine.ask([prompt], folder)
+                assert answers == [answer]
+                drafted[name] += numbers.accepted
+            answers, _ = engine.ask(prompts, folder)
+            assert answers == wanted
+    assert min(drafted.values()) > 0
+
+
+def test_a_draft_that_is_the_model_itself_is_mostly_right(
+    model: Path, prompts: list[str], plain: tuple[list[list[int]], list[list[int]]]
+) -> None:
+    speculation = Draft(kind="draft", model="twin")
+    check_speculation(speculation, model, model)
+    with running(model, speculation, model) as engine:
+        found = [engine.ask([prompt]) for prompt in prompts]
+    assert [answers[0] for answers, _ in found] == plain[0]
+    drafted = sum(numbers.drafted for _, numbers in found)
+    assert drafted > 0
+    assert sum(numbers.accepted for _, numbers in found) > 0.9 * drafted
+
+
+def test_a_draft_that_is_never_right_is_switched_off(
+    model: Path, prompts: list[str], plain: tuple[list[list[int]], list[list[int]]], tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+
+    stranger = tmp_path / "stranger"
+    shutil.copytree(model, stranger)
+    torch.manual_seed(1)
+    config = transformers.AutoConfig.from_pretrained(model)
+    transformers.LlamaForCausalLM(config).save_pretrained(stranger)
+    with running(model, Draft(kind="draft", model="stranger"), stranger) as engine:
+        first = engine.ask(prompts[:1])[1]
+        found = [engine.ask([prompt]) for prompt in prompts]
+    assert [answers[0] for answers, _ in found] == plain[0]
+    assert first.drafted > 0
+    assert sum(numbers.steps for _, numbers in found) < 0.2 * TOKENS * len(prompts)

@@ -1,0 +1,231 @@
+"""Replicas on real ports: bytes pass unchanged, failures have a status, a lost one is asked no more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from typing import Any
+
+import aiohttp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from largeforge_ray.routing.balance import BLOCK_CHARS, Balancer, beginnings
+from serve_apps.fleet import TOKEN_HEADER, VERSION_HEADER
+from serve_apps.openai_errors import ApiError, ReplyHead, queue_full
+from tests.unit._front import CHAT, DONE, EVENTS, HANG, HELLO, STREAM, completion, in_loop
+from tests.unit._replicas import BASE, TOKEN, TUNED, Running, ScriptedModel, asking, fleet_of, parts, until
+
+WHOLE = ReplyHead(200), completion("hi")
+
+
+def refused(error: pytest.ExceptionInfo[ApiError]) -> tuple[int, str | None]:
+    return error.value.status, error.value.code
+
+
+@in_loop
+async def test_a_whole_reply_and_a_stream_pass_byte_for_byte() -> None:
+    async with fleet_of(ScriptedModel(*WHOLE)) as (fleet, [replica]):
+        head, *body = await parts(fleet, asking(temperature=0.5))
+        assert (head, b"".join(body)) == WHOLE
+        [(path, payload)] = replica.model.asked
+        assert (path, payload) == (CHAT, {"model": BASE.version, "temperature": 0.5, **HELLO})
+    async with fleet_of(ScriptedModel(STREAM, *EVENTS, DONE)) as (fleet, _):
+        head, *body = await parts(fleet)
+        assert (head, b"".join(body)) == (STREAM, b"".join((*EVENTS, DONE)))
+
+
+@in_loop
+async def test_each_event_arrives_as_it_is_sent() -> None:
+    gate = asyncio.Event()
+    async with fleet_of(ScriptedModel(STREAM, EVENTS[0], gate, EVENTS[1])) as (fleet, _):
+        async with aclosing(fleet.answer(asking())) as answer:
+            assert await anext(answer) == STREAM
+            assert await anext(answer) == EVENTS[0]
+            gate.set()
+            assert await anext(answer) == EVENTS[1]
+
+
+@in_loop
+async def test_a_refusal_keeps_its_status_and_retry_after() -> None:
+    error = queue_full(9, 8)
+    async with fleet_of(ScriptedModel(ReplyHead(429, retry_after_s=1), error.body())) as (fleet, _):
+        head, *body = await parts(fleet)
+        assert head == ReplyHead(429, retry_after_s=1)
+        assert b"".join(body) == error.body()
+        assert fleet.up
+
+
+@in_loop
+async def test_a_full_replica_says_so_before_its_engine_is_asked() -> None:
+    async with fleet_of(ScriptedModel(*WHOLE)) as (fleet, [replica]):
+        replica.model.extra = 8
+        head, *body = await parts(fleet)
+        assert head == ReplyHead(429, retry_after_s=1)
+        assert json.loads(b"".join(body))["error"]["code"] == "queue_full"
+        assert replica.model.asked == []
+
+
+@in_loop
+@pytest.mark.parametrize("how", ["gone", "dead", "draining", "without the expert"])
+async def test_a_replica_that_takes_nothing_leaves_the_request_to_another(how: str) -> None:
+    async with fleet_of(ScriptedModel(*WHOLE), ScriptedModel(*WHOLE)) as (fleet, [first, second]):
+        if how == "gone":
+            await first.close()
+        first.model.healthy = how != "dead"
+        first.app.draining = how == "draining"
+        if how == "without the expert":
+            first.model.served = ()
+        for _ in range(3):
+            assert (await parts(fleet))[0] == WHOLE[0]
+        assert (len(first.model.asked), len(second.model.asked)) == (0, 3)
+
+
+@in_loop
+async def test_with_no_replica_left_it_is_a_503_at_once_until_one_reports_again() -> None:
+    async with fleet_of(ScriptedModel(*WHOLE)) as (fleet, [replica]):
+        replica.model.healthy = False
+        for _ in range(2):
+            with pytest.raises(ApiError) as caught:
+                await parts(fleet)
+            assert refused(caught) == (503, "expert_unavailable")
+            assert caught.value.headers == {"retry-after": "5"}
+        assert not fleet.up
+        fleet.update([replica.report(up=False)], keep=False)
+        assert not fleet.up
+        replica.model.healthy = True
+        fleet.update([replica.report()], keep=False)
+        assert (await parts(fleet))[0] == WHOLE[0]
+
+
+@in_loop
+async def test_a_replica_that_breaks_off_is_a_503_and_its_request_is_not_given_to_another() -> None:
+    """It may be the request that broke it."""
+    lost = ConnectionResetError("the engine's process was killed")
+    async with fleet_of(ScriptedModel(STREAM, EVENTS[0], lost), ScriptedModel(*WHOLE)) as (
+        fleet,
+        [_, second],
+    ):
+        answer = fleet.answer(asking())
+        assert [await anext(answer), await anext(answer)] == [STREAM, EVENTS[0]]
+        with pytest.raises(ApiError) as caught:
+            await anext(answer)
+        assert refused(caught) == (503, "expert_unavailable")
+        assert second.model.asked == []
+        await parts(fleet)
+        assert len(second.model.asked) == 1
+
+
+@in_loop
+async def test_a_503_of_the_engine_itself_passes_it_over_for_the_next_request() -> None:
+    dying = ScriptedModel(ReplyHead(503, retry_after_s=5), b"{}")
+    async with fleet_of(dying, ScriptedModel(*WHOLE)) as (fleet, _):
+        assert (await parts(fleet))[0] == ReplyHead(503, retry_after_s=5)
+        assert (await parts(fleet))[0] == WHOLE[0]
+        assert (await parts(fleet))[0] == WHOLE[0]
+
+
+@in_loop
+@pytest.mark.parametrize("script", [(HANG,), (STREAM, HANG), (STREAM, EVENTS[0], HANG)], ids=len)
+async def test_closing_early_stops_the_engine_and_blames_nobody(script: tuple[Any, ...]) -> None:
+    async with fleet_of(ScriptedModel(*script)) as (fleet, [replica]):
+        task = asyncio.create_task(parts(fleet))
+        await until(lambda: replica.model.running == 1)
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: replica.model.running == 0)
+        assert fleet.up
+        assert fleet.running == 0
+
+
+@in_loop
+async def test_requests_under_way_go_on_while_a_replica_drains() -> None:
+    gate = asyncio.Event()
+    async with fleet_of(ScriptedModel(STREAM, EVENTS[0], gate, *EVENTS[1:])) as (fleet, [replica]):
+        async with aclosing(fleet.answer(asking())) as answer:
+            assert [await anext(answer), await anext(answer)] == [STREAM, EVENTS[0]]
+            replica.app.draining = True
+            fleet.update([replica.report(up=False)], keep=False)
+            with pytest.raises(ApiError):
+                await parts(fleet)
+            gate.set()
+            assert b"".join([part async for part in answer]) == b"".join(EVENTS[1:])
+
+
+@in_loop
+async def test_only_a_replica_that_has_the_adapter_is_asked_for_it() -> None:
+    both = ScriptedModel(*WHOLE, served=(BASE.version, TUNED.version))
+    async with fleet_of(ScriptedModel(*WHOLE), both) as (fleet, _):
+        await parts(fleet, asking(TUNED))
+        assert len(both.asked) == 1
+        assert both.asked[0][1]["model"] == TUNED.version
+
+
+@in_loop
+async def test_the_first_request_waits_for_a_replica_where_one_can_be_started() -> None:
+    woken = 0
+
+    async def wake() -> None:
+        nonlocal woken
+        woken += 1
+        await asyncio.sleep(HANG)
+
+    async with fleet_of(wake=wake, slots=2) as (fleet, _):
+        waiting = [asyncio.create_task(parts(fleet)) for _ in range(8)]
+        await asyncio.sleep(0.02)
+        assert woken == 1
+        with pytest.raises(ApiError) as caught:
+            await parts(fleet)
+        assert refused(caught) == (429, "queue_full")
+        replica = Running("late", ScriptedModel(*WHOLE), limit=99)
+        fleet.update([replica.report()], keep=False)
+        assert [(await task)[0] for task in waiting] == [WHOLE[0]] * 8
+        await replica.close()
+
+
+@in_loop
+async def test_without_its_token_a_replica_has_nothing() -> None:
+    async with fleet_of(ScriptedModel(*WHOLE)) as (_, [replica]), aiohttp.ClientSession() as client:
+        url = f"http://{replica.address}"
+        right = {TOKEN_HEADER: TOKEN, VERSION_HEADER: BASE.version}
+        for path, headers in [
+            (CHAT, {}),
+            (CHAT, right | {TOKEN_HEADER: "another"}),
+            ("/metrics", right),
+            ("/invocations", right),
+            ("/v1/load_lora_adapter", right),
+        ]:
+            async with client.post(f"{url}{path}", json=HELLO, headers=headers) as reply:
+                assert (reply.status, (await reply.json())["error"]["code"]) == (404, "unknown_path")
+        assert replica.model.asked == []
+
+
+def test_requests_with_the_same_beginning_go_to_the_same_replica() -> None:
+    one, two = ("x" * 4 * BLOCK_CHARS, "y" * 4 * BLOCK_CHARS)
+    balancer, loads = Balancer(), {"a": 0, "b": 0}
+    assert balancer.choose(loads, 4, beginnings(one)) == "a"
+    assert balancer.choose({"a": 1, "b": 0}, 4, beginnings(two)) == "b"
+    for _ in range(3):
+        assert balancer.choose({"a": 3, "b": 1}, 4, beginnings(one + "and more")) == "a"
+        assert balancer.choose({"a": 0, "b": 3}, 4, beginnings(two + "another")) == "b"
+    assert balancer.choose({"a": 8, "b": 1}, 4, beginnings(one)) == "b"  # too busy for what it knows
+    assert balancer.choose({"b": 9}, 4, beginnings(one)) == "b"
+
+
+def test_what_shares_no_cache_shares_no_beginning() -> None:
+    text = "x" * 1000
+    assert not set(beginnings(text, "base@1")) & set(beginnings(text, "orders@2"))
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(0, 50), min_size=1), st.text(max_size=2000))
+def test_a_replica_is_never_more_than_half_its_slots_above_the_least_loaded_unless_it_is_free(
+    loads: dict[str, int], text: str
+) -> None:
+    balancer = Balancer()
+    for _ in range(2):
+        chosen = balancer.choose(loads, 8, beginnings(text))
+        assert loads[chosen] < 8 or loads[chosen] - min(loads.values()) <= 4
