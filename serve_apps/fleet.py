@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from largeforge_ray.promote.views import ReplicaReport
+from largeforge_ray.routing import Expert
 from largeforge_ray.routing.balance import Balancer, beginnings
 from largeforge_ray.routing.load import Load, predicted_wait_s
 from serve_apps.openai_errors import ReplyHead, expert_unavailable, queue_full
@@ -90,9 +91,12 @@ class Fleet:
         """How the replicas' speculation does, if they speculate: that of the first."""
         return next((one.report.speculation for one in self._replicas.values()), None)
 
-    @property
-    def up(self) -> bool:
-        return self._wake is not None or any(replica.usable for replica in self._replicas.values())
+    def serves(self, expert: Expert) -> bool:
+        """Whether a replica has it; where one can be started, requests wait for it."""
+        version = expert.version
+        return self._wake is not None or any(
+            replica.usable and version in replica.report.served for replica in self._replicas.values()
+        )
 
     @property
     def running(self) -> int:

@@ -1,6 +1,6 @@
 """The application: router deployments in front of an engine deployment for each base model.
 
-serve run serve_apps.forge:build_app store=./forge router=live port=8001
+serve run serve_apps.forge:app store=./forge router=live
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ class ForgeArgs(BaseModel):
         None, description="File of API keys, from `largeforge keys`; None asks for none."
     )
     admin_token: str | None = Field(None, description="File of the admin API's token; None leaves it closed.")
+    cascade_confidence: float = Field(
+        0.5, ge=0, le=1, description="A less sure answer of a cascade is asked for again, of a dearer expert."
+    )
     max_num_seqs: int = Field(16, ge=1, description="Requests an engine works on at once.")
     max_tokens: int = Field(1024, ge=1, description="The longest answer a request may ask for.")
     max_body_bytes: int = Field(1_000_000, ge=1)
@@ -100,6 +103,7 @@ class RouterDeployment:
             Limits(args.max_body_bytes, args.max_tokens, args.request_timeout_s),
             keys=KeyRing(read_keys(Path(args.keys)), time.monotonic) if args.keys else None,
             meters=RayMeters(),
+            cascade_confidence=args.cascade_confidence,
             policies=Policies(_files(args.store, self._registry.router)),
             admin=Admin(self._registry, hash_of(read_token(Path(args.admin_token))))
             if args.admin_token
@@ -188,9 +192,13 @@ def build_app(args: ForgeArgs) -> serve.Application:
     deployment = RouterDeployment.options(
         num_replicas=args.routers,
         graceful_shutdown_timeout_s=args.request_timeout_s,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0},
     )
     return deployment.bind(router, artifact.key, handles, args)
+
+
+app = build_app
+"""For ``serve run``, which calls it with the arguments it is given."""
 
 
 def _engine(router: str, group: ModelGroup, args: ForgeArgs) -> serve.Application:

@@ -45,7 +45,7 @@ class GeneratedText:
     ) -> None:
         self._decode, self._stop, self._held = decode, stop, ""
         self._ids = list(prompt_ids[-CONTEXT_TOKENS:])
-        # Text up to _end is out; it is decoded again from _start on, for a token may change with the one before.
+        # Text up to _end is out. It is decoded again from _start on: tokens may read differently alone.
         self._start, self._end = 0, len(self._ids)
 
     def add(self, token: int) -> tuple[str, bool]:

@@ -9,6 +9,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from pydantic import ValidationError
+
 from largeforge_ray.errors import ConfigError, StageError, StoreError
 from serve_apps.forge import ForgeArgs, build_app
 
@@ -26,6 +28,19 @@ def newest_router(store_url: str) -> str:
     if not routers:
         raise StoreError(f"store {store.url} holds no router; run a manifest with a promote stage first")
     return routers[-1].key
+
+
+def parse_args(*settings: str, **named: Any) -> ForgeArgs:
+    """Arguments by name, and as ``NAME=VALUE``. Raises ``ConfigError`` for a wrong one."""
+    given = dict(setting.partition("=")[::2] for setting in settings)
+    try:
+        return ForgeArgs(**named | given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ConfigError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}; "
+            f"arguments are: {', '.join(ForgeArgs.model_fields)}"
+        ) from None
 
 
 def start(args: ForgeArgs) -> str:

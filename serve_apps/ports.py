@@ -35,8 +35,8 @@ class Ask:
 class Engine(Protocol):
     """What the front needs of an engine; ``answer`` yields a head, then bytes, or raises ``ApiError``."""
 
-    @property
-    def up(self) -> bool: ...
+    def serves(self, expert: Expert) -> bool:
+        """Whether a request for the expert would be taken."""
 
     @property
     def wait_s(self) -> float: ...

@@ -127,42 +127,48 @@ class ExpertEngine:
         )
         self._app = ReplicaApp(self._engine, self._token, 4 * max_num_seqs)
         socket = listen(host, 0)
-        self._address = f"{host}:{socket.getsockname()[1]}"
+        self._address = f"{_reachable(host)}:{socket.getsockname()[1]}"
         self._door = Door(self._app, socket)
         self._syncing = asyncio.create_task(self._keep_in_step())
         await self._in_step.wait()
 
     async def _keep_in_step(self) -> None:
-        """Load what the registry lists, tell what came of it, and wait for what is next."""
+        """Tell the registry how things are and learn what it lists. Loading goes on beside it: who says
+        nothing for some seconds has gone."""
         known: int | None = None
+        following: asyncio.Task[None] | None = None
+        entries: Sequence[Entry] = ()
         while True:
             view = await self._registry.sync(self._report(), known)
             if view is None:
                 await asyncio.sleep(0.2)
-            elif view.entries is not None and await self._follow(view.entries):
-                known = None
-            else:
-                known = view.number
-                self._in_step.set()
+                continue
+            known, entries = view.number, view.entries or entries
+            if following is None or following.done():
+                wanted = self._wanted(entries)
+                if wanted.keys() == self._known:
+                    self._in_step.set()
+                else:
+                    following = asyncio.create_task(self._follow(wanted))
 
-    async def _follow(self, entries: Sequence[Entry]) -> bool:
-        """Load what the registry wants of this engine and drop what it no longer lists. Whether it
-        changed."""
-        wanted = {
-            entry.expert.version: entry.expert
-            for entry in entries
-            if entry.expert.model_key == self._group.model_key
-            and entry.expert.adapter_key
-            and entry.expert.state not in ("proposed", "failed")
-        }
-        known = {*self._engine.adapters, *self._refused}
-        for version in wanted.keys() - known:
+    def _wanted(self, entries: Sequence[Entry]) -> dict[str, Expert]:
+        """By version, the experts this engine is to have an adapter for."""
+        experts = (entry.expert for entry in entries if entry.expert.state not in ("proposed", "failed"))
+        return {e.version: e for e in experts if e.adapter_key and e.model_key == self._group.model_key}
+
+    @property
+    def _known(self) -> set[str]:
+        return {*self._engine.adapters, *self._refused}
+
+    async def _follow(self, wanted: Mapping[str, Expert]) -> None:
+        """Load what is wanted and is not known, drop what is known and no longer wanted, and tell."""
+        for version in wanted.keys() - self._known:
             await self._load(wanted[version])
-        for version in known - wanted.keys():
+        for version in self._known - wanted.keys():
             self._refused.pop(version, None)
             self._evidence.pop(version, None)
             await self._engine.unload_adapter(version)
-        return wanted.keys() != known
+        await self._registry.sync(self._report(), None)
 
     async def _load(self, expert: Expert) -> None:
         from largeforge_ray.errors import ForgeError
@@ -188,7 +194,10 @@ class ExpertEngine:
             token=self._token,
             up=self._engine.healthy and not self._app.draining,
             running=self._engine.running,
-            served=self._engine.served,
+            # An adapter is served once its probe has passed.
+            served=tuple(
+                n for n in self._engine.served if n not in self._engine.adapters or n in self._evidence
+            ),
             refused=dict(self._refused),
             evidence=dict(self._evidence),
         )
@@ -224,3 +233,12 @@ class ExpertEngine:
         logger.info("drained in %.1f s", time.monotonic() - began)
         await self._door.close(5)
         self._engine.shutdown()
+
+
+def _reachable(host: str) -> str:
+    """Where routers find who listens on ``host``: everywhere means at the node's own address."""
+    if host != "0.0.0.0":
+        return host
+    import ray
+
+    return str(ray.util.get_node_ip_address())

@@ -240,7 +240,7 @@ class Front:
 
     def _state(self, expert: Expert) -> ExpertState:
         engine, now = self._engines[expert.model_key], asyncio.get_running_loop().time()
-        return ExpertState(engine.up and self._breakers[expert.name].allows(now), engine.wait_s)
+        return ExpertState(engine.serves(expert) and self._breakers[expert.name].allows(now), engine.wait_s)
 
     def _ended(self, expert: Expert, status: int, began: float) -> None:
         """What became of a request; a queue that is full is no better for the next one than a failure."""
@@ -333,7 +333,7 @@ class Front:
                 "artifact": expert.artifact,
                 "reason": self._reasons.get(expert.version, ""),
                 "replicas": engine.replicas,
-                "up": engine.up,
+                "up": engine.serves(expert),
                 "running": engine.running,
                 "waiting_s": round(engine.wait_s, 3),
                 "speculation": engine.speculation,
@@ -364,7 +364,7 @@ class Front:
 
     def _up(self) -> dict[str, str]:
         live = self._table.router.live
-        return {e.name: "up" if self._engines[e.model_key].up else "down" for e in live}
+        return {e.name: "up" if self._engines[e.model_key].serves(e) else "down" for e in live}
 
 
 async def _fail(exchange: Outlet, error: ApiError, headers: Mapping[str, str]) -> None:

@@ -31,12 +31,18 @@ def main() -> None:
     parser.add_argument(
         "--max-replicas", type=int, default=1, help="engines an expert may grow to under load"
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other argument of serve_apps.forge:build_app, such as routers=2; see docs/serving.md",
+    )
     options = parser.parse_args()
     with polite_exit("the router has stopped"), ray_session(say) as session:
         from largeforge_ray.flow.doctor import require_port
         from largeforge_ray.keyfile import read_keys, read_token
-        from serve_apps.forge import ForgeArgs
-        from serve_apps.launch import newest_router, require_keys, start, stop
+        from serve_apps.launch import newest_router, parse_args, require_keys, start, stop
 
         require_keys(options.host, options.keys)
         if options.keys:
@@ -47,7 +53,8 @@ def main() -> None:
         keys, admin_token = (
             str(Path(f).resolve()) if f else None for f in (options.keys, options.admin_token)
         )
-        args = ForgeArgs(
+        args = parse_args(
+            *options.set,
             store=options.store,
             router=router,
             host=options.host,

@@ -30,11 +30,10 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that was read and fits: the prompt's ids and the adapter's handle."""
+    """A request that was read and fits, and its prompt's ids."""
 
     request: ChatRequest | TextRequest
     ids: list[int]
-    adapter: str | None
     sampling: Sampling
 
 
@@ -176,7 +175,6 @@ class TransformersEngine:
             raise expert_unavailable(request.model)
         if request.model not in self.served:
             raise unknown_model(request.model, self.served)
-        adapter = self._adapters.get(request.model)
         try:
             if isinstance(request, ChatRequest):
                 ids = await self._in_reader(self._reader.chat, request.turns())
@@ -193,7 +191,7 @@ class TransformersEngine:
                 "context_length_exceeded",
             )
         most = min(request.asked_tokens or self._max_tokens, self._max_tokens, room)
-        return Asked(request, ids, adapter, request.sampling(most))
+        return Asked(request, ids, request.sampling(most))
 
     async def _whole(self, asked: Asked, reply: Reply) -> AsyncGenerator[ReplyHead | bytes, None]:
         async with aclosing(self._pieces(asked)) as arriving:
@@ -231,12 +229,13 @@ class TransformersEngine:
             if not left.is_set():  # who left may have taken the event loop along
                 loop.call_soon_threadsafe(arrived.put_nowait, piece)
 
-        if not self.healthy:
-            raise expert_unavailable(asked.request.model)
+        model = asked.request.model
+        if not self.healthy or model not in self.served:  # it may have gone while the prompt was read
+            raise expert_unavailable(model)
         job = self._submit(
             self._model.generate,
             asked.ids,
-            asked.adapter,
+            adapter := self._adapters.get(model),
             asked.sampling,
             tell,
             lambda: left.is_set() or self._closing.is_set(),
@@ -247,13 +246,12 @@ class TransformersEngine:
                 first = first if tokens else time.monotonic()
                 tokens += 1
                 yield piece
-            self._check(job, asked.request.model)
+            self._check(job, model)
         finally:
             left.set()
             job.cancel()
             if tokens:
-                name = asked.request.model if asked.adapter else None
-                now = time.monotonic()
+                name, now = model if adapter else None, time.monotonic()
                 self._ended(Usage(name, len(asked.ids), 0, tokens, first - began, now - began))
 
     def _check(self, job: Future[Any], model: str) -> None:

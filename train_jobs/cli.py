@@ -105,13 +105,15 @@ def doctor(store: str, quick: bool) -> None:
 @click.option("--admin-token", help="File of the token that opens /admin, for: largeforge experts.")
 @click.option("--min-replicas", default=1, show_default=True, help="Engines an idle expert keeps.")
 @click.option("--max-replicas", default=1, show_default=True, help="Engines an expert may grow to.")
-def serve(store: str, router: str, port: int, **options: str | int | None) -> None:
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other argument.")
+def serve(store: str, router: str, port: int, settings: tuple[str, ...], **options: str | int | None) -> None:
     """Serve a promoted router on http://HOST:PORT/v1 until Ctrl-C."""
     from train_jobs.serving import server_command
 
     named = [
         (f"--{name.replace('_', '-')}", str(value)) for name, value in options.items() if value is not None
     ]
+    named += [("--set", setting) for setting in settings]
     command = server_command(store, router, port, *(word for pair in named for word in pair))
     # In the same process: signals and the exit code are the server's own.
     os.execv(command[0], command)

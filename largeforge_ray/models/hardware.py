@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.speculation import Speculation
+from largeforge_ray.models.engine_life import BOUND
 from largeforge_ray.models.speculation import speculation_args
 
 GIB = 1024**3
@@ -75,6 +76,7 @@ def engine_env(hardware: Hardware | None = None) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        BOUND: "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",
     }

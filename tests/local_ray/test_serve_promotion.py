@@ -20,7 +20,7 @@ from largeforge_ray.store import open_store
 from tests.local_ray._server import ORDER, Server, ask, wait_for
 from tests.local_ray.conftest import Forge
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import pytest
 from tests.local_ray._server import ORDER, Server, ask, wait_for
 from tests.local_ray.conftest import Forge
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_auto_goes_to_the_expert_whose_territory_it_is(server: Server, forge: Forge) -> None:
@@ -72,12 +72,21 @@ def test_ray_exports_what_the_router_counts(server: Server) -> None:
     urls = metrics_urls(server)
     with ThreadPoolExecutor(16) as pool:
         exporters = [url for url, text in zip(urls, pool.map(read, urls), strict=True) if "ray_" in text]
-    wait_for(lambda: any("ray_largeforge_requests_total{" in read(url) for url in exporters), 60)
-    text = "".join(map(read, exporters))
-    assert re.search(r'ray_largeforge_requests_total\{.*expert="orders".*status="200".*\} [1-9]', text)
-    assert re.search(r'ray_largeforge_requests_total\{.*expert="base".*status="400".*\} [1-9]', text)
-    assert re.search(r'ray_largeforge_decisions_total\{.*expert="orders".*policy="keyword".*\} [1-9]', text)
-    assert re.search(r'ray_largeforge_first_event_seconds_count\{.*expert="orders".*\} [1-9]', text)
+    counted = (
+        r'ray_largeforge_requests_total\{.*expert="orders".*status="200".*\} [1-9]',
+        r'ray_largeforge_requests_total\{.*expert="base".*status="400".*\} [1-9]',
+        r'ray_largeforge_decisions_total\{.*expert="orders".*policy="keyword".*\} [1-9]',
+        r'ray_largeforge_first_event_seconds_count\{.*expert="orders".*\} [1-9]',
+        r'ray_largeforge_tokens_total\{.*expert="orders".*kind="completion".*\} [1-9]',
+        r'ray_largeforge_output_token_seconds_count\{.*expert="orders".*\} [1-9]',
+        r"ray_largeforge_replicas\{.*\} 1",
+    )
+
+    def missing() -> list[str]:
+        text = "".join(map(read, exporters))
+        return [pattern for pattern in counted if not re.search(pattern, text)]
+
+    wait_for(lambda: not missing(), 40)
 
 
 def metrics_urls(server: Server) -> list[str]:

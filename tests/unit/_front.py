@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from largeforge_ray.routing import parse_router
+from largeforge_ray.routing import Expert, parse_router
 from serve_apps.openai_errors import ReplyHead
 from serve_apps.ports import Ask, Engine, Limits
 from serve_apps.router import Front
@@ -39,6 +39,9 @@ class ScriptedEngine:
     @property
     def running(self) -> int:
         return self.open
+
+    def serves(self, expert: Expert) -> bool:
+        return self.up
 
     async def answer(self, ask: Ask) -> AsyncIterator[ReplyHead | bytes]:
         self.asked.append((ask.expert.name, json.loads(ask.body)))

@@ -55,7 +55,7 @@ async def test_a_refusal_keeps_its_status_and_retry_after() -> None:
         head, *body = await parts(fleet)
         assert head == ReplyHead(429, retry_after_s=1)
         assert b"".join(body) == error.body()
-        assert fleet.up
+        assert fleet.serves(BASE)
 
 
 @in_loop
@@ -92,9 +92,9 @@ async def test_with_no_replica_left_it_is_a_503_at_once_until_one_reports_again(
                 await parts(fleet)
             assert refused(caught) == (503, "expert_unavailable")
             assert caught.value.headers == {"retry-after": "5"}
-        assert not fleet.up
+        assert not fleet.serves(BASE)
         fleet.update([replica.report(up=False)], keep=False)
-        assert not fleet.up
+        assert not fleet.serves(BASE)
         replica.model.healthy = True
         fleet.update([replica.report()], keep=False)
         assert (await parts(fleet))[0] == WHOLE[0]
@@ -138,7 +138,7 @@ async def test_closing_early_stops_the_engine_and_blames_nobody(script: tuple[An
         with pytest.raises(asyncio.CancelledError):
             await task
         await until(lambda: replica.model.running == 0)
-        assert fleet.up
+        assert fleet.serves(BASE)
         assert fleet.running == 0
 
 
@@ -160,6 +160,7 @@ async def test_requests_under_way_go_on_while_a_replica_drains() -> None:
 async def test_only_a_replica_that_has_the_adapter_is_asked_for_it() -> None:
     both = ScriptedModel(*WHOLE, served=(BASE.version, TUNED.version))
     async with fleet_of(ScriptedModel(*WHOLE), both) as (fleet, _):
+        assert fleet.serves(TUNED)
         await parts(fleet, asking(TUNED))
         assert len(both.asked) == 1
         assert both.asked[0][1]["model"] == TUNED.version

@@ -185,6 +185,21 @@ def test_an_adapter_that_is_unloaded_ends_who_asked_before(engine: Any, folder: 
     assert adapted != base
 
 
+def test_an_adapter_that_goes_while_a_prompt_is_read_is_unavailable(
+    engine: Any, folder: Path, tmp_path: Path
+) -> None:
+    adapter(tmp_path, folder, seed=6)
+
+    async def unload() -> ReplyHead:
+        await engine.load_adapter("orders@1", tmp_path)
+        asked = asyncio.create_task(reply(engine, GREEDY | {"model": "orders@1"}))
+        await asyncio.sleep(0)
+        await engine.unload_adapter("orders@1")
+        return (await asked)[0]
+
+    assert run(unload()) == ReplyHead(503, retry_after_s=5)
+
+
 @pytest.mark.parametrize("fault", ["no weights", "cut off", "another model's", "not JSON"])
 def test_an_adapter_that_does_not_fit_is_refused_and_nothing_stays_of_it(
     engine: Any, folder: Path, tmp_path: Path, fault: str
