@@ -105,14 +105,25 @@ def hash_of(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def make_token(path: Path) -> None:
+    """A fresh token in a new file that its owner alone can read. Raises ``ConfigError`` if it exists."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"admin token file {path}: {error.strerror}; remove it, or name another file"
+        ) from None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+
+
 def read_token(path: Path) -> str:
     """The admin token in a file. Raises ``ConfigError`` if it is not there, open to others, or short."""
     try:
         token, mode = path.read_text(encoding="utf-8").strip(), path.stat().st_mode
     except OSError as error:
         raise ConfigError(
-            f"admin token file {path}: {error.strerror}; make one with: "
-            f"(umask 077; openssl rand -hex 32 > {path})"
+            f"admin token file {path}: {error.strerror}; make one with: largeforge keys admin {path}"
         ) from None
     if mode & 0o077:
         raise ConfigError(

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.routing.experts import Backend
 from serve_apps.metered import Usage
 from serve_apps.openai_errors import ReplyHead
@@ -61,6 +62,8 @@ def start_engine(
     max_num_seqs: int,
     max_tokens: int,
     ended: Callable[[Usage], None],
+    speculation: Speculation | None = None,
+    draft_dir: Path | None = None,
 ) -> Engine:
     """Start the engine of the model in ``model_dir``, whose own names are ``names``; this blocks.
 
@@ -83,4 +86,6 @@ def start_engine(
         max_num_seqs=max_num_seqs,
         max_tokens=max_tokens,
         ended=ended,
+        speculation=speculation,
+        draft_dir=draft_dir,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
+from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.keyfile import hash_of, read_keys, read_token
 from largeforge_ray.promote.views import RouterReport, View
-from largeforge_ray.routing import Policies, Router
+from largeforge_ray.routing import Expert, Policies, Router
 from largeforge_ray.routing.experts import ModelGroup, model_groups, parse_router
 from serve_apps.admin import Admin
 from serve_apps.door import Door, listen
@@ -58,6 +60,9 @@ class ForgeArgs(BaseModel):
         None, description="File of API keys, from `largeforge keys`; None asks for none."
     )
     admin_token: str | None = Field(None, description="File of the admin API's token; None leaves it closed.")
+    speculation: Speculation | None = Field(
+        None, description="Who drafts tokens in every engine, as JSON, in the place of what the router says."
+    )
     cascade_confidence: float = Field(
         0.5, ge=0, le=1, description="A less sure answer of a cascade is asked for again, of a dearer expert."
     )
@@ -188,6 +193,8 @@ def build_app(args: ForgeArgs) -> serve.Application:
     table = (store.fetch(artifact) / "router.json").read_bytes()
     router = parse_router(table, where=f"router {artifact.key[:16]}")
     args = args.model_copy(update={"store": store.url})
+    if args.speculation is not None:
+        router = _speculating(router, args.speculation.model_dump(mode="json"))
     handles = {g.model_key: _engine(artifact.key, g, args) for g in model_groups(router)}
     deployment = RouterDeployment.options(
         num_replicas=args.routers,
@@ -195,6 +202,13 @@ def build_app(args: ForgeArgs) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
     )
     return deployment.bind(router, artifact.key, handles, args)
+
+
+def _speculating(router: Router, speculation: dict[str, Any]) -> Router:
+    def with_it(expert: Expert) -> Expert:
+        return replace(expert, engine=replace(expert.engine, speculation=speculation))
+
+    return replace(router, experts=tuple(with_it(expert) for expert in router.experts))
 
 
 app = build_app

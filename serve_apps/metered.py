@@ -13,7 +13,8 @@ from typing import Any
 class Usage:
     """One request that ended. ``name`` is the adapter's, or None for the model itself; times in seconds.
 
-    ``cached_tokens`` are those of the prompt that had been computed for another request.
+    ``cached_tokens`` are those of the prompt that had been computed for another request; ``speculation`` is
+    vLLM's own account of what was drafted, None without speculation.
     """
 
     name: str | None
@@ -22,6 +23,7 @@ class Usage:
     completion_tokens: int
     first_s: float
     seconds: float
+    speculation: Any = None
 
     @property
     def token_s(self) -> float | None:
@@ -64,6 +66,7 @@ def metered_llm() -> Any:
                     name = lora_request.lora_name if lora_request else None
                     prompt = len(out.prompt_token_ids or ())
                     cached, now = out.num_cached_tokens or 0, time.monotonic()
-                    self.ended(Usage(name, prompt, cached, tokens, first - began, now - began))
+                    drafts = getattr(out.outputs[0], "spec_decode_metrics", None) if out.outputs else None
+                    self.ended(Usage(name, prompt, cached, tokens, first - began, now - began, drafts))
 
     return MeteredLLM

@@ -17,12 +17,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from largeforge_ray.models.speculation import SpeculationNumbers
 from largeforge_ray.promote.views import Entry, ReplicaReport
 from largeforge_ray.routing.experts import Expert, ModelGroup
 from serve_apps.door import Door, listen
+from serve_apps.engine import Engine
 from serve_apps.exchange import ClientLeft, Exchange
 from serve_apps.fleet import NOT_TAKEN_HEADER, TOKEN_HEADER, VERSION_HEADER
 from serve_apps.loop import LoopThread
+from serve_apps.metered import Usage
 from serve_apps.openai_errors import ApiError, ReplyHead, expert_unavailable, queue_full, unknown_path
 from serve_apps.registry import RegistryClient
 from serve_apps.replica_meters import ReplicaMeters
@@ -39,7 +42,7 @@ logger = logging.getLogger("ray.serve")
 class ReplicaApp:
     """The ASGI application of a replica's port: the router's requests to the engine."""
 
-    def __init__(self, engine: Any, token: str, limit: int) -> None:
+    def __init__(self, engine: Engine, token: str, limit: int) -> None:
         self._engine, self._token, self._limit = engine, token.encode(), limit
         self.draining = False
 
@@ -85,7 +88,7 @@ class ReplicaApp:
 
 
 class ExpertEngine:
-    """The deployment: starts vLLM, keeps it in step with the registry, and tells how it is."""
+    """The deployment: starts the engine, keeps it in step with the registry, and tells how it is."""
 
     def __init__(
         self,
@@ -106,24 +109,25 @@ class ExpertEngine:
         self._refused: dict[str, str] = {}
         self._evidence: dict[str, Mapping[str, Any]] = {}
         self._sequence, self._in_step = 0, asyncio.Event()
-        meters = ReplicaMeters(group.model_key[:8])
-        self._loop.run(self._start(store, host, max_num_seqs, max_tokens, meters))
+        self._meters = ReplicaMeters(group)
+        self._speculation: SpeculationNumbers | None = None
+        self._loop.run(self._start(store, host, max_num_seqs, max_tokens))
 
-    async def _start(
-        self, store: str, host: str, max_num_seqs: int, max_tokens: int, meters: ReplicaMeters
-    ) -> None:
+    async def _start(self, store: str, host: str, max_num_seqs: int, max_tokens: int) -> None:
         from largeforge_ray.store import open_store
-        from serve_apps.vllm_engine import VllmEngine
+        from serve_apps.engine import start_engine
 
         group, self._store = self._group, open_store(store)
-        self._engine = VllmEngine(
+        self._engine = start_engine(
+            group.backend,
             self._store.fetch(self._store.get(group.model_key)),
             [e.version for e in group.experts if not e.adapter_key] or [group.model_key[:16]],
             max_model_len=group.max_model_len,
             max_lora_rank=group.max_lora_rank,
             max_num_seqs=max_num_seqs,
             max_tokens=max_tokens,
-            ended=meters.ended,
+            ended=self._ended,
+            **self._drafting(),
         )
         self._app = ReplicaApp(self._engine, self._token, 4 * max_num_seqs)
         socket = listen(host, 0)
@@ -131,6 +135,23 @@ class ExpertEngine:
         self._door = Door(self._app, socket)
         self._syncing = asyncio.create_task(self._keep_in_step())
         await self._in_step.wait()
+
+    def _drafting(self) -> dict[str, Any]:
+        """The group's speculation, and where the model is that drafts."""
+        from largeforge_ray.config.speculation import parse_speculation
+        from largeforge_ray.models.speculation import draft_source
+
+        if self._group.speculation is None:
+            return {}
+        speculation = parse_speculation(self._group.speculation)
+        source = draft_source(speculation)
+        drafts = self._store.fetch(self._store.get(source)) if source else None
+        return {"speculation": speculation, "draft_dir": drafts}
+
+    def _ended(self, usage: Usage) -> None:
+        self._meters.ended(usage)
+        if usage.speculation is not None:
+            self._speculation = (self._speculation or SpeculationNumbers()).after(usage.speculation)
 
     async def _keep_in_step(self) -> None:
         """Tell the registry how things are and learn what it lists. Loading goes on beside it: who says
@@ -179,7 +200,7 @@ class ExpertEngine:
             folder = await asyncio.to_thread(self._store.fetch, artifact)
             await self._engine.load_adapter(expert.version, folder)
             self._evidence[expert.version] = await probe(self._engine, expert.version, folder)
-        except ForgeError as error:
+        except (ForgeError, OSError, ValueError, KeyError) as error:
             self._refused[expert.version] = str(error)
             await self._engine.unload_adapter(expert.version)
             logger.error("expert %s is not served here: %s", expert.version, error)
@@ -200,6 +221,7 @@ class ExpertEngine:
             ),
             refused=dict(self._refused),
             evidence=dict(self._evidence),
+            speculation=_told(self._speculation),
         )
 
     async def check_health(self) -> None:
@@ -228,11 +250,24 @@ class ExpertEngine:
         self._app.draining = True
         await self._registry.sync(self._report(), None)
         began = time.monotonic()
-        while self._engine.running:
+        while self._engine.healthy and self._engine.running:
             await asyncio.sleep(0.05)
         logger.info("drained in %.1f s", time.monotonic() - began)
         await self._door.close(5)
         self._engine.shutdown()
+
+
+def _told(numbers: SpeculationNumbers | None) -> dict[str, Any] | None:
+    if numbers is None:
+        return None
+    rate, length = numbers.acceptance_rate, numbers.accepted_length
+    return {
+        "on": numbers.on,
+        "acceptance": None if rate is None else round(rate, 4),
+        "accepted_length": None if length is None else round(length, 3),
+        "drafted": numbers.drafted,
+        "accepted": numbers.accepted,
+    }
 
 
 def _reachable(host: str) -> str:

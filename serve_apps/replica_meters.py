@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from largeforge_ray.models.speculation import SpeculationNumbers
+from largeforge_ray.routing.experts import ModelGroup
 from serve_apps.metered import Usage
 
 TOKEN_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0]
@@ -9,12 +11,24 @@ TOKEN_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 
 
 
 class ReplicaMeters:
-    """Counts with Ray; create it in a Ray process. ``model`` stands for requests to the model itself."""
+    """Counts with Ray; create it in a Ray process."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, group: ModelGroup) -> None:
         from ray.util.metrics import Counter, Histogram
 
-        self._model = model
+        self._model = group.model_key[:8]
+        # Requests to the model itself carry no adapter's name.
+        self._base = next((e.name for e in group.experts if not e.adapter_key), self._model)
+        self._drafted = Counter(
+            "largeforge_drafted_tokens",
+            description="Tokens drafted for the model to verify",
+            tag_keys=("model",),
+        )
+        self._accepted = Counter(
+            "largeforge_accepted_tokens",
+            description="Drafted tokens that the model would have said",
+            tag_keys=("model",),
+        )
         self._tokens = Counter(
             "largeforge_tokens",
             description="Tokens by expert and kind: prompt, those of it that were cached, completion",
@@ -28,7 +42,7 @@ class ReplicaMeters:
         )
 
     def ended(self, usage: Usage) -> None:
-        expert = (usage.name or self._model).partition("@")[0]
+        expert = (usage.name or self._base).partition("@")[0]
         for kind, tokens in (
             ("prompt", usage.prompt_tokens),
             ("cached", usage.cached_tokens),
@@ -36,5 +50,10 @@ class ReplicaMeters:
         ):
             if tokens:
                 self._tokens.inc(tokens, tags={"expert": expert, "kind": kind})
+        if usage.speculation is not None:
+            numbers = SpeculationNumbers().after(usage.speculation)
+            for counter, tokens in ((self._drafted, numbers.drafted), (self._accepted, numbers.accepted)):
+                if tokens:
+                    counter.inc(tokens, tags={"model": self._model})
         if usage.token_s is not None:
             self._pace.observe(usage.token_s, tags={"expert": expert})

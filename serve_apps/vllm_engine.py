@@ -16,7 +16,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.models.hardware import engine_args, engine_env
+from largeforge_ray.models.speculation import check_speculation
 from serve_apps.metered import Usage, metered_llm
 from serve_apps.openai_errors import ApiError, ReplyHead, bad_request, expert_unavailable
 
@@ -44,14 +46,23 @@ class VllmEngine:
         max_num_seqs: int,
         max_tokens: int,
         ended: Callable[[Usage], None] = lambda usage: None,
+        speculation: Speculation | None = None,
+        draft_dir: Path | None = None,
     ) -> None:
+        if speculation is not None:
+            check_speculation(speculation, model_dir, draft_dir)
         os.environ.update(engine_env())
         from vllm import AsyncEngineArgs
         from vllm.entrypoints.openai.models.protocol import BaseModelPath
         from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
         args = engine_args(
-            model_dir, max_model_len=max_model_len, max_lora_rank=max_lora_rank, max_num_seqs=max_num_seqs
+            model_dir,
+            max_model_len=max_model_len,
+            max_lora_rank=max_lora_rank,
+            max_num_seqs=max_num_seqs,
+            speculation=speculation,
+            draft_dir=draft_dir,
         )
         # The cap binds requests that name no max_tokens, too.
         args["override_generation_config"] = {"max_new_tokens": max_tokens}

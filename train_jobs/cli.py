@@ -164,6 +164,16 @@ def revoke(file: Path, name: str) -> None:
     revoke_key(file, name)
 
 
+@keys.command("admin")
+@click.argument("path", type=click.Path(path_type=Path))
+def admin_token(path: Path) -> None:
+    """Make a token for the admin API in the new file PATH, which you alone can read."""
+    from largeforge_ray.keyfile import make_token
+
+    make_token(path)
+    click.echo(f"{path} opens the admin API of: largeforge serve --admin-token {path}")
+
+
 @cli.command()
 @click.option("--port", default=8000, show_default=True, help="Port on loopback for the served router.")
 def quickstart(port: int) -> None:

@@ -29,7 +29,7 @@ def experts(context: click.Context, url: str, token: Path | None) -> None:
     """List, add and remove the experts of a router that serves, without a restart.
 
     \b
-    openssl rand -hex 32 > admin-token && chmod 600 admin-token
+    largeforge keys admin admin-token
     largeforge serve --admin-token admin-token
     largeforge experts --token admin-token add orders-v2
     """

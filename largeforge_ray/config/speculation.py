@@ -6,9 +6,9 @@ Fields have the names they have in vLLM.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from largeforge_ray.config.base import Strict
 
@@ -65,3 +65,9 @@ class Mtp(Strict):
 
 
 Speculation = Annotated[Ngram | Suffix | Draft | Eagle | Mtp, Field(discriminator="kind")]
+
+
+def parse_speculation(value: Any) -> Speculation:
+    """The config in a value read from JSON or YAML. Raises pydantic's ``ValidationError``."""
+    made: Speculation = TypeAdapter(Speculation).validate_python(value)
+    return made

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from largeforge_ray.config.base import Ref, Split, StageBase, Strict
 from largeforge_ray.config.merging import MergeStage
 from largeforge_ray.config.routing import RouterStage, Routing
+from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.teaching import TeachStage
@@ -82,6 +83,8 @@ class PromoteStage(StageBase):
     gate: Gate
     max_lora_rank: int = Field(16, ge=1, le=512)
     policy: Routing = Routing()
+    backend: Literal["vllm", "transformers"] = "vllm"
+    speculation: Speculation | None = Field(None, description="Who drafts tokens for the model to verify.")
 
     def references(self) -> dict[str, str]:
         taught = {"policy.router": self.policy.router} if self.policy.router is not None else {}
@@ -90,7 +93,8 @@ class PromoteStage(StageBase):
     def settings(self) -> dict[str, Any]:
         kept = self.model_dump(mode="json", include={"kind", "gate", "max_lora_rank"})
         del kept["gate"]["outcomes"]
-        return kept | {"policy": self.policy.settings()}
+        engine = self.model_dump(mode="json", include={"backend", "speculation"}, exclude_defaults=True)
+        return kept | {"policy": self.policy.settings()} | engine
 
 
 Stage = Annotated[

@@ -69,7 +69,13 @@ def _table(context: RunContext, stage: PromoteStage) -> dict[str, Any]:
         "model": {"key": context.plan["base"].key, "path_kind": "model"},
         "experts": [
             expert_record(
-                context, name, of_it, max_lora_rank=stage.max_lora_rank, price=prices.get(name, FREE)
+                context,
+                name,
+                of_it,
+                max_lora_rank=stage.max_lora_rank,
+                price=prices.get(name, FREE),
+                backend=stage.backend,
+                speculation=stage.speculation.model_dump(mode="json") if stage.speculation else None,
             )
             for name, of_it in prompts.items()
         ],

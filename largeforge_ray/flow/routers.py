@@ -89,7 +89,13 @@ def copy_policy(source: Path, target: Path) -> None:
 
 
 def expert_record(
-    context: RunContext, name: str, prompts: Sequence[str], *, max_lora_rank: int, price: dict[str, float]
+    context: RunContext,
+    name: str,
+    prompts: Sequence[str],
+    *,
+    max_lora_rank: int,
+    price: dict[str, float],
+    **engine: Any,
 ) -> dict[str, Any]:
     """A live expert of ``router.json``: the base, or what the stage ``name`` made."""
     planned = context.plan[name]
@@ -99,7 +105,11 @@ def expert_record(
         "state": "live",
         "model_key": context.plan["base"].key if adapted else planned.key,
         "adapter_key": planned.key if adapted else None,
-        "engine": {"max_model_len": context.manifest.model.max_model_len, "max_lora_rank": max_lora_rank},
+        "engine": {
+            "max_model_len": context.manifest.model.max_model_len,
+            "max_lora_rank": max_lora_rank,
+            **engine,
+        },
         "price": price,
         "territory": {"prompts": list(prompts), "keywords": territory_keywords(prompts)},
     }

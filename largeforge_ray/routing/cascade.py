@@ -23,9 +23,9 @@ def cheap_to_dear(experts: Iterable[Expert]) -> tuple[Expert, ...]:
 def confidence(logprobs: Sequence[float]) -> float:
     """0..1: the geometric mean probability of the least likely tenth of an answer's tokens, one at least.
 
-    An answer is as good as its weakest part: a mean over all tokens is drowned by the ones that any
-    model is sure of, and grows with an answer's length, while the minimum hangs on a single one (Gupta et al.
-    2024, arXiv:2404.10136, find low quantiles of the tokens' probabilities best). No tokens give 0.
+    An answer is as good as its weakest part: a mean over all tokens is drowned by those that any model is
+    sure of, while the minimum hangs on a single one and falls with length. Gupta et al. 2024
+    (arXiv:2404.10136) find quantiles of the tokens' probabilities better than their mean. No tokens give 0.
     """
     if not logprobs:
         return 0.0

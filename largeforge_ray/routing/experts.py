@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from largeforge_ray.config.speculation import parse_speculation
 from largeforge_ray.errors import ConfigError
 
 State = Literal["proposed", "loading", "shadow", "canary", "live", "draining", "failed"]
@@ -24,12 +25,14 @@ _KEY = re.compile(r"[0-9a-f]{16,64}")
 class EngineOptions:
     """``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters.
 
-    ``transformers`` is the ``backend`` for models that vLLM does not know.
+    ``transformers`` is the ``backend`` for models that vLLM does not know. ``speculation`` has the fields of
+    ``config.speculation``, None is without.
     """
 
     max_model_len: int
     max_lora_rank: int | None = None
     backend: Backend = "vllm"
+    speculation: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,11 @@ class ModelGroup:
     def backend(self) -> Backend:
         return self.experts[0].engine.backend
 
+    @property
+    def speculation(self) -> dict[str, Any] | None:
+        """That of the first expert that has one: an engine drafts for all it serves, or for none."""
+        return next((e.engine.speculation for e in self.experts if e.engine.speculation), None)
+
 
 def model_groups(router: Router) -> tuple[ModelGroup, ...]:
     """Live experts by base model, in the order the router lists them."""
@@ -191,8 +199,21 @@ def _check_expert(expert: Expert, where: str) -> None:
             raise ConfigError(f"{at}: {label} '{key}' is not 16 to 64 hex digits; take it from the artifact")
     if expert.engine.max_model_len < 1:
         raise ConfigError(f"{at}: engine.max_model_len {expert.engine.max_model_len} is below 1 token")
+    if expert.engine.speculation is not None:
+        _check_speculation(expert.engine, at)
     if expert.adapter_key and not expert.engine.max_lora_rank:
         raise ConfigError(f"{at}: has an adapter but no engine.max_lora_rank; set it to the adapter's rank")
     for word, weight in expert.territory.keywords.items():
         if not 0.0 <= weight <= 1.0:
             raise ConfigError(f"{at}: weight {weight} of keyword '{word}' is outside 0..1; scale it")
+
+
+def _check_speculation(engine: EngineOptions, at: str) -> None:
+    if engine.backend != "vllm":
+        raise ConfigError(f"{at}: backend {engine.backend} does not speculate; leave engine.speculation out")
+    try:
+        parse_speculation(engine.speculation)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in ("engine.speculation", *first["loc"]))
+        raise ConfigError(f"{at}: {place}: {first['msg']}") from None

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from largeforge_ray.errors import ConfigError
-from largeforge_ray.keyfile import hash_of, read_token
+from largeforge_ray.keyfile import hash_of, make_token, read_token
 from largeforge_ray.promote.views import Entry
 from largeforge_ray.routing.experts import EngineOptions, Expert, Price
 from serve_apps.admin import Admin
@@ -111,6 +111,10 @@ def test_a_token_file_is_the_owners_alone_and_not_short(tmp_path: Path) -> None:
         read_token(file)
     file.chmod(0o600)
     assert read_token(file) == TOKEN
+    with pytest.raises(ConfigError, match="File exists; remove it"):
+        make_token(file)
+    make_token(tmp_path / "made")
+    assert len(read_token(tmp_path / "made")) == 43
     file.write_text("short")
     with pytest.raises(ConfigError, match="at least 16"):
         read_token(file)
