@@ -140,6 +140,10 @@ def _fit_logistic(seen: Sequence[Seen], quality_NE: Floats, setting: tuple[float
 def _descend_logistic(rows_NF: Any, quality_N: Any, l2: float) -> tuple[Any, float]:
     from scipy.optimize import minimize
 
+    features = rows_NF.shape[1]
+    # The penalty keeps the weight of what no prompt has at nothing, and most buckets are empty.
+    used_U = np.unique(rows_NF.indices)
+    rows_NF = rows_NF[:, used_U]
     columns_FN = rows_NF.T.tocsr()
 
     def loss(at: Any) -> tuple[float, Any]:
@@ -151,7 +155,9 @@ def _descend_logistic(rows_NF: Any, quality_N: Any, l2: float) -> tuple[Any, flo
 
     start = np.zeros(rows_NF.shape[1] + 1)
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS}).x
-    return found[:-1], float(found[-1])
+    weights_F = np.zeros(features)
+    weights_F[used_U] = found[:-1]
+    return weights_F, float(found[-1])
 
 
 def _fit_factors(seen: Sequence[Seen], quality_NE: Floats, l2: float, *, rank: int, seed: int) -> Linear:
