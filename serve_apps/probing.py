@@ -12,10 +12,10 @@ from largeforge_ray.errors import GateError
 from largeforge_ray.promote import judge_logits
 
 PROBE_FILE = "probe.json"
-SEQUENCES, PLACES, TOKENS = 3, 3, 64
+SEQUENCES, PLACES, TOKENS = 2, 3, 64
 """Places of the second half of a few beginnings: with an adapter a CPU computes 150 tokens a second, and
 what a probe computes, the engine's other requests wait for."""
-ANSWER_TOKENS = 12
+ANSWER_TOKENS = 6
 LEAST_TOLERANCE = 0.1
 """Of means over so few tokens."""
 

@@ -9,6 +9,7 @@ version moves.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -51,7 +52,10 @@ class VllmEngine:
     ) -> None:
         if speculation is not None:
             check_speculation(speculation, model_dir, draft_dir)
-        os.environ.update(engine_env())
+        # vLLM would set up logging anew, which closes the log of the Serve replica; a controller that restarts
+        # asks for that log's file and takes a replica without one for broken.
+        os.environ.update(engine_env() | {"VLLM_CONFIGURE_LOGGING": "0"})
+        logging.getLogger("vllm").setLevel(logging.ERROR)
         from vllm import AsyncEngineArgs
         from vllm.entrypoints.openai.models.protocol import BaseModelPath
         from vllm.entrypoints.openai.models.serving import OpenAIServingModels

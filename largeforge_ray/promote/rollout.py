@@ -26,10 +26,10 @@ class Rules:
 
     load_s: float = 120.0
     shadow_requests: int = 8
-    shadow_s: float = 1.5
+    shadow_s: float = 1.0
     canary_share: float = 0.25
     canary_requests: int = 16
-    canary_s: float = 3.0
+    canary_s: float = 2.0
     max_failures: float = 0.05
     max_slowdown: float = 3.0
     max_unfinished: float = 0.5

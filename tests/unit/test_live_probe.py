@@ -46,7 +46,7 @@ async def test_an_engine_that_computes_what_was_trained_passes_with_numbers_and_
 ) -> None:
     engine = Scripted(0.5)
     found = await probe(engine, "orders", trained(tmp_path, 0.5))
-    assert (found["sequences"], found["tokens"], found["answer"]) == (3, 9, "an answer")
+    assert (found["sequences"], found["tokens"], found["answer"]) == (2, 6, "an answer")
     assert (round(found["effect"], 3), round(found["error"], 3), round(found["noise"], 3)) == (0.5, 0.0, 0.0)
     assert {adapter for _, adapter in engine.asked} == {None, "orders"}
     assert len(engine.asked) == 2 * SEQUENCES * PLACES
