@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-unit test-all lint bench bench-train bench-teach lock clean
+.PHONY: help quickstart test test-unit test-all lint bench bench-train bench-teach bench-serve lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,9 @@ lint: $(VENV)/.installed ## ruff and mypy, nothing is changed
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-# These two want a folder of rows: python -m benchmarks.objectives --data DIR
-BENCHMARKS = $(filter-out benchmarks/objectives.py benchmarks/soft_labels.py,$(wildcard benchmarks/[a-z]*.py))
+# These want a folder of rows: python -m benchmarks.objectives --data DIR
+WANT_ROWS = $(addprefix benchmarks/,objectives.py soft_labels.py router_quality.py)
+BENCHMARKS = $(filter-out $(WANT_ROWS),$(wildcard benchmarks/[a-z]*.py))
 bench: $(VENV)/.installed ## measure the ratios on this machine, one benchmark after the other
 	@set -e; for file in $(BENCHMARKS); do \
 	  echo "== $$file"; $(PYTHON) -m "benchmarks.$$(basename "$$file" .py)"; done
@@ -47,6 +48,13 @@ bench-teach: $(VENV)/.installed ## the farm's and distillation's ratios only
 	$(PYTHON) -m benchmarks.farm_scale
 	$(PYTHON) -m benchmarks.distill_ratios
 	$(PYTHON) -m benchmarks.draft
+
+bench-serve: $(VENV)/.installed ## the served router's ratios only; needs ./forge from a run
+	$(PYTHON) -m benchmarks.serve_ratios
+	$(PYTHON) -m benchmarks.echo_ratios
+	$(PYTHON) -m benchmarks.balance_ratios
+	$(PYTHON) -m benchmarks.routing_ratios
+	$(PYTHON) -m benchmarks.speculation
 
 lock: $(VENV)/.installed ## write requirements/cpu.txt anew (UPGRADE=1: newest versions)
 	@requirements/bootstrap.sh lock $(VENV)

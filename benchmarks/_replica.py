@@ -1,6 +1,6 @@
 """One replica as a process of its own, without Ray: ``python -m benchmarks._replica MODEL PORT TOTALS``.
 
-Its engine is the served one; TOTALS is a JSON file of the prompt tokens it was given and those it found cached.
+Its engine is the served one; TOTALS is a JSON file of the prompt tokens it was given and found cached.
 """
 
 from __future__ import annotations

@@ -29,7 +29,10 @@ from largeforge_ray.routing.balance import Balancer
 from largeforge_ray.routing.experts import EngineOptions, Expert, model_groups, parse_router
 from largeforge_ray.store import open_store
 
-WORDS = ["river", "stone", "cloud", "bread", "lamp", "field", "cotton", "winter", "harbour", "letter", "copper", "garden", "morning", "silver", "window"]
+WORDS = [
+    *("river", "stone", "cloud", "bread", "lamp", "field", "cotton", "winter"),
+    *("harbour", "letter", "copper", "garden", "morning", "silver", "window"),
+]
 APPLICATIONS, CONVERSATIONS, TURNS, AT_ONCE = 8, 16, 3, 4
 
 

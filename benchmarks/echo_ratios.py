@@ -1,4 +1,4 @@
-"""P14: what stands between a client and an expert costs: ours beside the default way of Ray Serve, with an echo.
+"""P14: what stands between a client and an expert, ours beside the default way of Ray Serve, with an echo.
 
 python -m benchmarks.echo_ratios [--pairs 5]
 

@@ -52,8 +52,8 @@ class VllmEngine:
     ) -> None:
         if speculation is not None:
             check_speculation(speculation, model_dir, draft_dir)
-        # vLLM would set up logging anew, which closes the log of the Serve replica; a controller that restarts
-        # asks for that log's file and takes a replica without one for broken.
+        # vLLM would set up logging anew, which closes the log of the Serve replica; a controller that
+        # restarts asks for that log's file and takes a replica without one for broken.
         os.environ.update(engine_env() | {"VLLM_CONFIGURE_LOGGING": "0"})
         logging.getLogger("vllm").setLevel(logging.ERROR)
         from vllm import AsyncEngineArgs

@@ -58,7 +58,7 @@ def running_server(store: str, router: str, port: int, say: Callable[[str], None
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):
+        with urllib.request.urlopen(f"{url}/ready", timeout=5):
             return True
     except (urllib.error.URLError, OSError):
         return False

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 
 from tests.local_ray.conftest import ENVIRONMENT, free_port
 
@@ -100,3 +101,16 @@ def ask(server: Server, model: str, question: str, **options: Any) -> Any:
     return server.client.chat.completions.with_raw_response.create(
         model=model, messages=messages, temperature=0, **({"max_tokens": 40} | options)
     )
+
+
+def family(server: Server, title: str) -> psutil.Process:
+    """The process of the server's whose title has this, as soon as there is one."""
+    found: list[psutil.Process] = []
+
+    def there() -> bool:
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        found[:] = [p for p in children if title in " ".join(p.cmdline())]
+        return bool(found)
+
+    wait_for(there, 30)
+    return found[0]

@@ -15,7 +15,7 @@ import openai
 import psutil
 import pytest
 
-from tests.local_ray._server import ORDER, Server, ask, wait_for
+from tests.local_ray._server import ORDER, Server, ask, family, wait_for
 from tests.local_ray.conftest import Forge
 
 pytestmark = pytest.mark.timeout(600)
@@ -124,8 +124,7 @@ def test_everything_listens_on_loopback_only(server: Server) -> None:
 
 
 def test_a_killed_engine_is_a_503_and_comes_back(server: Server) -> None:
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    engine = next(p for p in children if "EngineCore" in " ".join(p.cmdline()))
+    engine = family(server, "VLLM::EngineCore")
     os.kill(engine.pid, signal.SIGKILL)
     refusals = []
 
