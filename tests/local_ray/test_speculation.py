@@ -18,7 +18,7 @@ from largeforge_ray.models import engine_args, engine_env
 from largeforge_ray.models.speculation import SpeculationNumbers, check_speculation
 from tests.unit._tiny import stage_of, text, tiny_model
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TOKENS = 48
 NGRAM = Ngram(kind="ngram", prompt_lookup_min=1)
