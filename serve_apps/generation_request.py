@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -81,8 +82,9 @@ class GenerationRequest(BaseModel):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def kept_logprobs(self) -> int | None:
-        raise NotImplementedError
+        """How many of the likeliest tokens are told at each place, None for no log-probabilities."""
 
     @property
     def include_usage(self) -> bool:

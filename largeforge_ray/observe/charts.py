@@ -77,12 +77,7 @@ def loss_chart(curve: LossCurve, width: float) -> Markup:
     x = svg.Scale(0, max(steps), left, right)
     y = svg.Scale(y_ticks[0], y_ticks[-1], bottom, top)
     parts = [svg.text(0, 12, "loss, nats per token", "axis")]
-    for tick in y_ticks:
-        parts += [
-            svg.line(left, y(tick), right, y(tick), "grid"),
-            svg.text(left - 8, y(tick) + 4, svg.plain(tick), "tick", "end"),
-        ]
-    parts += [svg.text(x(tick), bottom + 18, svg.plain(tick), "tick", "middle") for tick in x_ticks]
+    parts += svg.grid(x, y, x_ticks, y_ticks, left=left, right=right, bottom=bottom)
     parts += [
         svg.line(left, bottom, right, bottom, "frame"),
         svg.text(right, height - 4, "step", "axis", "end"),

@@ -49,12 +49,7 @@ def cost_chart(router: RouterView, width: float) -> Markup:
         svg.text(0, 12, "mean quality", "axis"),
         svg.text(right, HEIGHT - 4, "mean price", "axis", "end"),
     ]
-    for tick in y_ticks:
-        parts += [
-            svg.line(left, y(tick), right, y(tick), "grid"),
-            svg.text(left - 8, y(tick) + 4, svg.plain(tick), "tick", "end"),
-        ]
-    parts += [svg.text(x(tick), bottom + 18, svg.plain(tick), "tick", "middle") for tick in x_ticks]
+    parts += svg.grid(x, y, x_ticks, y_ticks, left=left, right=right, bottom=bottom)
     parts += [
         svg.line(left, bottom, right, bottom, "frame"),
         svg.polyline([(x(p.cost), y(p.quality)) for p in router.curve], "curve"),

@@ -117,3 +117,23 @@ def _text(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def grid(
+    x: Scale,
+    y: Scale,
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    *,
+    left: float,
+    right: float,
+    bottom: float,
+) -> list[Markup]:
+    """A line across for each tick of ``y`` with its number, and the numbers of ``x`` below."""
+    parts: list[Markup] = []
+    for tick in y_ticks:
+        parts += [
+            line(left, y(tick), right, y(tick), "grid"),
+            text(left - 8, y(tick) + 4, plain(tick), "tick", "end"),
+        ]
+    return parts + [text(x(tick), bottom + 18, plain(tick), "tick", "middle") for tick in x_ticks]
