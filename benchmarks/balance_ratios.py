@@ -85,8 +85,8 @@ async def run(addresses: list[str], totals: list[Path], balancer: Any, seed: int
             said = [turns[0]]
             for turn in turns[1:]:
                 said.append(turn)
-                body = {"model": "x", "messages": said, "temperature": 0, "max_tokens": 8}
-                ask = Ask("/v1/chat/completions", expert, json.dumps(body).encode(), json.dumps(said))
+                body = {"messages": said, "model": "x", "temperature": 0, "max_tokens": 8}
+                ask = Ask("/v1/chat/completions", expert, json.dumps(body).encode())
                 async with limit:
                     _, *parts = [part async for part in fleet.answer(ask)]
                 text = json.loads(b"".join(parts))["choices"][0]["message"]["content"]

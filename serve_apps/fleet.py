@@ -84,7 +84,8 @@ class Fleet:
 
     @property
     def replicas(self) -> int:
-        return len(self._replicas)
+        """Those that answer."""
+        return sum(replica.usable for replica in self._replicas.values())
 
     @property
     def speculation(self) -> Mapping[str, Any] | None:
@@ -110,7 +111,7 @@ class Fleet:
 
     async def answer(self, ask: Ask) -> AsyncIterator[ReplyHead | bytes]:
         """The reply's head, then its bytes. Closing the iterator cancels the request."""
-        blocks = beginnings(ask.session, ask.expert.version)
+        blocks = beginnings(ask.body, ask.expert.version)
         tried: set[str] = set()
         began = time.monotonic()
         while True:

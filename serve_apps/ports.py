@@ -21,15 +21,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request on its way to an engine: the client's own ``body``, and the expert that answers it.
-
-    ``session`` is text that requests with the same beginning share, so that they can share an engine.
-    """
+    """A request on its way to an engine: the client's own ``body``, and the expert that answers it."""
 
     path: str
     expert: Expert
     body: bytes
-    session: str = ""
 
 
 class Engine(Protocol):

@@ -2,7 +2,7 @@
 
 The router's requests come to that port and the replies' bytes go back on it; Ray Serve starts the replica,
 looks after its health and scales it, and no token passes through it. The port takes requests with the
-application's token only, and of the engine's own HTTP application nothing is there.
+replica's own token only, which the registry tells routers, and of vLLM's HTTP application nothing is there.
 """
 
 from __future__ import annotations

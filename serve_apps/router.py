@@ -170,7 +170,7 @@ class Front:
         body, payload = await self._read(exchange, exchange.path)
         expert, decision = self._decide(payload, request_id)
         self._meters.decided(decision)
-        ask = Ask(exchange.path, expert, body, _session(payload))
+        ask = Ask(exchange.path, expert, body)
         seen = Observation(request_id, _turns(payload))
         trial = self._table.trial(decision, seen, self._states()) if self._table.on_trial else None
         with exchange.unless_left():
@@ -196,9 +196,7 @@ class Front:
             sure = round(confidence(kept.logprobs), 4) if status == 200 else 0.0
             tried.append(f"{expert.name} is {sure:.2f} sure" if status == 200 else f"{expert.name} failed")
             if not escalates(sure, self._cascade_confidence):
-                told = replace(
-                    decision, chosen=expert.name, reason="; ".join(tried), confidence=round(sure, 4)
-                )
+                told = replace(decision, chosen=expert.name, reason="; ".join(tried), confidence=sure)
                 await kept.send(exchange, self._headers(expert, told))
                 return
         told = replace(decision, chosen=last.name, reason="; ".join([*tried, f"{last.name} is asked last"]))
@@ -263,9 +261,10 @@ class Front:
         expert = ask.expert
         headers = self._headers(expert, decision)
         began = asyncio.get_running_loop().time()
-        self._breakers[expert.name] = self._breakers[expert.name].asked(began)
+        # It may have been removed since it was chosen, and then still answers.
+        self._breakers[expert.name] = self._breakers.get(expert.name, Breaker()).asked(began)
         self._open_requests[expert.name] += 1
-        status, error = CLIENT_LEFT, None
+        status, error = 500, None
         try:
             async with (
                 asyncio.timeout_at(began + self._limits.timeout_s),
@@ -280,6 +279,9 @@ class Front:
             error = too_slow(self._limits.timeout_s)
         except ApiError as told:
             error = told
+        except asyncio.CancelledError:
+            status = CLIENT_LEFT
+            raise
         finally:
             if error is not None:
                 status = error.status
@@ -380,13 +382,6 @@ def _turns(payload: Mapping[str, Any]) -> tuple[str, ...]:
     if "messages" in payload:
         return user_turns(payload["messages"])
     return (str(payload.get("prompt", "")),)
-
-
-def _session(payload: Mapping[str, Any]) -> str:
-    """What the engine computes first; an engine that has computed it before can pass over it."""
-    if "messages" in payload:
-        return json.dumps(payload["messages"])
-    return str(payload.get("prompt", ""))
 
 
 def _header(decision: Decision) -> str:

@@ -16,8 +16,7 @@ from largeforge_ray.errors import DataError
 from largeforge_ray.evaluate import read_outcomes
 from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import part_of
-
-TERRITORY_PROMPTS = 64
+from largeforge_ray.routing.territory import first_distinct, last_user
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +45,7 @@ def read_lessons(
 def territory_prompts(context: RunContext, trained: Training) -> list[str]:
     """The first distinct prompts that an adapter was trained on."""
     rows = read_rows(context.folder(trained.data), part_of(trained, "data"))
-    return first_distinct(_last_user(row["messages"]) for row in rows)
-
-
-def first_distinct(texts: Iterable[str]) -> list[str]:
-    """As many as a territory has."""
-    seen: dict[str, None] = {}
-    for text in texts:
-        seen[text] = None
-        if len(seen) == TERRITORY_PROMPTS:
-            break
-    return list(seen)
+    return first_distinct(last_user(row["messages"]) for row in rows)
 
 
 def _labelled(context: RunContext, declared: RouterStage, names: tuple[str, ...]) -> Iterator[Lesson]:
@@ -68,7 +57,7 @@ def _labelled(context: RunContext, declared: RouterStage, names: tuple[str, ...]
                 f"give each row 'expert', one of: {', '.join(names)}"
             )
         quality = tuple(float(name == row["expert"]) for name in names)
-        yield Lesson(_last_user(row["messages"]), row["item_hash"], quality)
+        yield Lesson(last_user(row["messages"]), row["item_hash"], quality)
 
 
 def _outcomes(context: RunContext, reference: str, names: tuple[str, ...]) -> Iterator[Lesson]:
@@ -108,7 +97,3 @@ def qualities(lessons: Sequence[Lesson]) -> Any:
 def sample(lessons: Sequence[Lesson], number: int) -> list[int]:
     """Places of the prompts with the smallest hashes: the same ones in every order."""
     return list(islice(sorted(range(len(lessons)), key=lambda place: lessons[place].digest), number))
-
-
-def _last_user(messages: Sequence[dict[str, str]]) -> str:
-    return next(m["content"] for m in reversed(messages) if m["role"] == "user")

@@ -14,7 +14,6 @@ from largeforge_ray.flow.context import RunContext, scratch_root
 from largeforge_ray.flow.encoders import find_encoder, write_encoder
 from largeforge_ray.flow.lessons import (
     Lesson,
-    first_distinct,
     qualities,
     read_lessons,
     sample,
@@ -23,6 +22,7 @@ from largeforge_ray.flow.lessons import (
 from largeforge_ray.flow.plan import PlannedStage
 from largeforge_ray.routing import Policies, parse_router, territory_keywords
 from largeforge_ray.routing.policies import load_embed, save_background
+from largeforge_ray.routing.territory import first_distinct
 
 BACKGROUND_PROMPTS = 512
 FREE = {"per_1k_prompt": 0.0, "per_1k_completion": 0.0}

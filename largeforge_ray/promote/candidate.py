@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 from largeforge_ray.data import read_rows
 from largeforge_ray.errors import ConfigError, ModelError, StoreError
 from largeforge_ray.promote.preflight import check_adapter
 from largeforge_ray.routing.experts import Expert, Price, Router, Territory
-from largeforge_ray.routing.territory import territory_keywords
+from largeforge_ray.routing.territory import first_distinct, last_user, territory_keywords
 from largeforge_ray.store import Artifact, Store
-
-TERRITORY_PROMPTS = 64
 
 
 def candidate(
@@ -68,15 +63,6 @@ def training_prompts(store: Store, artifact: Artifact) -> list[str]:
         except StoreError:
             continue
         if rows is not None:
-            return first_prompts(read_rows(store.fetch(rows), "train"))
+            asked = (last_user(row["messages"]) for row in read_rows(store.fetch(rows), "train"))
+            return first_distinct(asked)
     return []
-
-
-def first_prompts(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """The last user turns of rows, each once, at most ``TERRITORY_PROMPTS``."""
-    prompts: dict[str, None] = {}
-    for row in rows:
-        prompts[next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")] = None
-        if len(prompts) == TERRITORY_PROMPTS:
-            break
-    return list(prompts)

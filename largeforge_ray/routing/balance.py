@@ -9,19 +9,22 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
-BLOCK_CHARS = 256
+BLOCK_BYTES = 256
 """A beginning is known by the whole blocks it has; engines cache blocks of 16 to 128 tokens."""
 MOST_BLOCKS = 64
 REMEMBERED = 65_536
 """Blocks, the least recently used are forgotten first: 10 MB."""
 
 
-def beginnings(text: str, seed: str = "") -> list[int]:
-    """A hash for every whole block of the text and all before it, the longest last. ``seed`` sets apart what
-    shares no cache, such as adapters."""
+def beginnings(body: bytes, seed: str = "") -> list[int]:
+    """A hash for every whole block of a request's body and all before it, the longest last. ``seed`` sets
+    apart what shares no cache, such as adapters.
+
+    Of a conversation each body begins with the one before, up to where its messages ended.
+    """
     hashes, value = [], zlib.crc32(seed.encode())
-    for end in range(BLOCK_CHARS, min(len(text), MOST_BLOCKS * BLOCK_CHARS) + 1, BLOCK_CHARS):
-        value = hash((value, text[end - BLOCK_CHARS : end]))
+    for end in range(BLOCK_BYTES, min(len(body), MOST_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES):
+        value = hash((value, body[end - BLOCK_BYTES : end]))
         hashes.append(value)
     return hashes
 

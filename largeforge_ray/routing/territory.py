@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from largeforge_ray.routing.features import words
 
@@ -17,6 +18,8 @@ she should so some such t take tell than that the their them then there these th
 too under until up us use used using very was we were what when where which while who whom why will with
 would write yes you your
 """
+MOST_PROMPTS = 64
+"""Of those an expert was made for that its territory keeps."""
 STOP_WORDS = frozenset(_STOP_TEXT.split())
 
 
@@ -54,3 +57,18 @@ def _shares(texts: Iterable[str]) -> dict[str, float]:
 def _tells(word: str) -> bool:
     one_latin_letter = len(word) == 1 and word.isascii()
     return word not in STOP_WORDS and not one_latin_letter and not word.isnumeric()
+
+
+def last_user(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What a chat's last user turn says. Raises ``StopIteration`` for a chat without one."""
+    return str(next(m["content"] for m in reversed(messages) if m["role"] == "user"))
+
+
+def first_distinct(texts: Iterable[str]) -> list[str]:
+    """Each text once, as many as a territory keeps."""
+    seen: dict[str, None] = {}
+    for text in texts:
+        seen[text] = None
+        if len(seen) == MOST_PROMPTS:
+            break
+    return list(seen)

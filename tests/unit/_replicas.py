@@ -84,8 +84,8 @@ async def fleet_of(
                 await replica.close()
 
 
-def asking(expert: Expert = BASE, session: str = "", **more: Any) -> Ask:
-    return Ask(CHAT, expert, json.dumps({"model": "auto", **HELLO, **more}).encode(), session)
+def asking(expert: Expert = BASE, **more: Any) -> Ask:
+    return Ask(CHAT, expert, json.dumps({"model": "auto", **HELLO, **more}).encode())
 
 
 async def parts(fleet: Fleet, ask: Ask | None = None) -> list[ReplyHead | bytes]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largeforge_ray.routing.balance import BLOCK_CHARS, Balancer, beginnings
+from largeforge_ray.routing.balance import BLOCK_BYTES, Balancer, beginnings
 from serve_apps.fleet import TOKEN_HEADER, VERSION_HEADER
 from serve_apps.openai_errors import ApiError, ReplyHead, queue_full
 from tests.unit._front import CHAT, DONE, EVENTS, HANG, HELLO, STREAM, completion, in_loop
@@ -93,6 +93,7 @@ async def test_with_no_replica_left_it_is_a_503_at_once_until_one_reports_again(
             assert refused(caught) == (503, "expert_unavailable")
             assert caught.value.headers == {"retry-after": "5"}
         assert not fleet.serves(BASE)
+        assert fleet.replicas == 0
         fleet.update([replica.report(up=False)], keep=False)
         assert not fleet.serves(BASE)
         replica.model.healthy = True
@@ -206,25 +207,25 @@ async def test_without_its_token_a_replica_has_nothing() -> None:
 
 
 def test_requests_with_the_same_beginning_go_to_the_same_replica() -> None:
-    one, two = ("x" * 4 * BLOCK_CHARS, "y" * 4 * BLOCK_CHARS)
+    one, two = (b"x" * 4 * BLOCK_BYTES, b"y" * 4 * BLOCK_BYTES)
     balancer, loads = Balancer(), {"a": 0, "b": 0}
     assert balancer.choose(loads, 4, beginnings(one)) == "a"
     assert balancer.choose({"a": 1, "b": 0}, 4, beginnings(two)) == "b"
     for _ in range(3):
-        assert balancer.choose({"a": 3, "b": 1}, 4, beginnings(one + "and more")) == "a"
-        assert balancer.choose({"a": 0, "b": 3}, 4, beginnings(two + "another")) == "b"
+        assert balancer.choose({"a": 3, "b": 1}, 4, beginnings(one + b"and more")) == "a"
+        assert balancer.choose({"a": 0, "b": 3}, 4, beginnings(two + b"another")) == "b"
     assert balancer.choose({"a": 8, "b": 1}, 4, beginnings(one)) == "b"  # too busy for what it knows
     assert balancer.choose({"b": 9}, 4, beginnings(one)) == "b"
 
 
 def test_what_shares_no_cache_shares_no_beginning() -> None:
-    text = "x" * 1000
+    text = b"x" * 1000
     assert not set(beginnings(text, "base@1")) & set(beginnings(text, "orders@2"))
 
 
-@given(st.dictionaries(st.text(max_size=3), st.integers(0, 50), min_size=1), st.text(max_size=2000))
+@given(st.dictionaries(st.text(max_size=3), st.integers(0, 50), min_size=1), st.binary(max_size=2000))
 def test_a_replica_is_never_more_than_half_its_slots_above_the_least_loaded_unless_it_is_free(
-    loads: dict[str, int], text: str
+    loads: dict[str, int], text: bytes
 ) -> None:
     balancer = Balancer()
     for _ in range(2):
