@@ -10,14 +10,16 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
 from largeforge_ray.config.speculation import Speculation
+from largeforge_ray.errors import ConfigError
 from largeforge_ray.keyfile import hash_of, read_keys, read_token
 from largeforge_ray.promote.views import RouterReport, View
 from largeforge_ray.routing import Expert, Policies, Router
@@ -35,6 +37,12 @@ from serve_apps.router import Front
 from serve_apps.scaling import by_running
 
 logger = logging.getLogger("ray.serve")
+
+
+def _from_text(value: Any) -> Any:
+    """What a command line gives is text: YAML of the fields, or a kind whose defaults will do."""
+    parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    return {"kind": parsed} if isinstance(parsed, str) else parsed
 
 
 class ForgeArgs(BaseModel):
@@ -60,8 +68,9 @@ class ForgeArgs(BaseModel):
         None, description="File of API keys, from `largeforge keys`; None asks for none."
     )
     admin_token: str | None = Field(None, description="File of the admin API's token; None leaves it closed.")
-    speculation: Speculation | None = Field(
-        None, description="Who drafts tokens in every engine, as JSON, in the place of what the router says."
+    speculation: Annotated[Speculation | None, BeforeValidator(_from_text)] = Field(
+        None,
+        description="Who drafts tokens in every engine, whatever the router says: a kind, or YAML.",
     )
     cascade_confidence: float = Field(
         0.5, ge=0, le=1, description="A less sure answer of a cascade is asked for again, of a dearer expert."
@@ -190,6 +199,11 @@ def build_app(args: ForgeArgs) -> serve.Application:
 
     store = open_store(args.store)
     artifact = store.get(args.router)
+    if artifact.kind != "router":
+        raise ConfigError(
+            f"artifact {artifact.key[:16]} ('{args.router}') is of kind {artifact.kind}; name a router, "
+            "which a promote or router stage makes"
+        )
     table = (store.fetch(artifact) / "router.json").read_bytes()
     router = parse_router(table, where=f"router {artifact.key[:16]}")
     args = args.model_copy(update={"store": store.url})

@@ -7,6 +7,8 @@ import logging
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,14 +22,19 @@ logger = logging.getLogger(__name__)
 
 
 def newest_router(store_url: str) -> str:
-    """The key of the router artifact made last. Raises ``StoreError`` if there is none."""
+    """The key of the router artifact that was promoted last, or without any of the one made last.
+
+    A router stage makes one too, but no gate has let its experts through. Raises ``StoreError`` if there
+    is none.
+    """
     from largeforge_ray.store import open_store
 
     store = open_store(store_url)
     routers = sorted((a for a in store.artifacts() if a.kind == "router"), key=lambda a: a.created)
     if not routers:
         raise StoreError(f"store {store.url} holds no router; run a manifest with a promote stage first")
-    return routers[-1].key
+    promoted = [router for router in routers if router.config.get("kind") == "promote"]
+    return (promoted or routers)[-1].key
 
 
 def parse_args(*settings: str, **named: Any) -> ForgeArgs:
@@ -36,11 +43,18 @@ def parse_args(*settings: str, **named: Any) -> ForgeArgs:
     try:
         return ForgeArgs(**named | given)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ConfigError(
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}; "
-            f"arguments are: {', '.join(ForgeArgs.model_fields)}"
-        ) from None
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(_fault(first)) from None
+
+
+def _fault(error: Mapping[str, Any]) -> str:
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        [*near] = get_close_matches(name, ForgeArgs.model_fields, n=1)
+        meant = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(ForgeArgs.model_fields)}"
+        return f"argument '{name}' does not exist; {meant}"
+    place = ".".join(str(part) for part in error["loc"])
+    return f"{place} {str(error['input'])[:60]!r}: {error['msg']}; see docs/serving.md for its values"
 
 
 def start(args: ForgeArgs) -> str:

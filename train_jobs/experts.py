@@ -113,8 +113,9 @@ class Router:
         except urllib.error.HTTPError as error:
             raise StageError(_words(error.read()) or f"{path}: HTTP {error.code}") from None
         except OSError as error:
+            why = getattr(error, "reason", error)
             raise StageError(
-                f"no router answers at {self._url}: {error}; start one with `largeforge serve`, or give --url"
+                f"no router answers at {self._url}: {why}; start one with `largeforge serve`, or give --url"
             ) from None
 
 
