@@ -32,10 +32,6 @@ class Engine(Scores, Protocol):
     def running(self) -> int:
         """Requests it is answering or has queued."""
 
-    @property
-    def stalled_s(self) -> float:
-        """Seconds since it last gave a token, 0 while it owes none."""
-
     def answer(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
         """A head, then the bytes of the reply; closing the iterator ends the work on it."""
 
@@ -46,7 +42,7 @@ class Engine(Scores, Protocol):
         """No longer serve what is under the name; requests under way end."""
 
     async def check_health(self) -> None:
-        """Raise when it has to be replaced."""
+        """Raise when it has to be replaced, and never come back while it is stuck."""
 
     def shutdown(self) -> None:
         """Stop it and what is under way."""

@@ -42,22 +42,14 @@ def metered_llm() -> Any:
 
     class MeteredLLM(AsyncLLM):
         ended: Callable[[Usage], None] = staticmethod(lambda usage: None)
-        _last_output = 0.0
-
-        @property
-        def stalled_s(self) -> float:
-            return time.monotonic() - self._last_output
 
         async def generate(self, *args: Any, lora_request: Any = None, **options: Any) -> Any:
             began = first = time.monotonic()
-            if not self.output_processor.has_unfinished_requests():
-                self._last_output = began  # what was before it does not count as a stall
             tokens, out = 0, None
             answer = super().generate(*args, lora_request=lora_request, **options)
             try:
                 async for out in answer:
-                    self._last_output = time.monotonic()
-                    first = self._last_output if tokens == 0 else first
+                    first = time.monotonic() if tokens == 0 else first
                     tokens += sum(len(choice.token_ids) for choice in out.outputs)
                     yield out
             finally:

@@ -33,8 +33,6 @@ from serve_apps.replica_meters import ReplicaMeters
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 MOST_BODY_BYTES = 64_000_000
 """The router has its own limit; this one only keeps a stranger's request from filling the memory."""
-STALL_S = 60.0
-"""An engine that owes tokens and gives none for so long is replaced."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -225,10 +223,8 @@ class ExpertEngine:
         )
 
     async def check_health(self) -> None:
-        """Serve calls this and replaces the replica when it raises."""
+        """Serve calls this and replaces the replica when it raises, or three times does not come back."""
         await self._loop.call(self._engine.check_health())
-        if (stalled := self._engine.stalled_s) > STALL_S:
-            raise RuntimeError(f"the engine owes tokens and has given none for {stalled:.0f} s")
 
     async def ready(self) -> None:
         """Answers as soon as there is a replica; asking for it makes Serve start a first one."""

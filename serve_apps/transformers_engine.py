@@ -25,6 +25,9 @@ from serve_apps.openai_errors import ApiError, ReplyHead, bad_request, expert_un
 from serve_apps.openai_shapes import DONE, REPLIES, Reply
 from serve_apps.transformers_model import PromptReader, TransformersModel
 
+STALL_S = 60.0
+"""An engine that owes tokens and gives none for so long is replaced."""
+
 logger = logging.getLogger("ray.serve")
 
 
@@ -123,9 +126,11 @@ class TransformersEngine:
         return self._adapters[adapter] if adapter else None
 
     async def check_health(self) -> None:
-        """Raise when the device has failed, after which nothing works in this process."""
+        """Raise when the device has failed, after which nothing works in this process, or is stuck."""
         if self._broken:
             raise RuntimeError("the accelerator failed; the process must be replaced")
+        if self._jobs and (stalled_s := time.monotonic() - self._last_token) > STALL_S:
+            raise RuntimeError(f"the engine owes tokens and has given none for {stalled_s:.0f} s")
 
     @property
     def healthy(self) -> bool:
@@ -136,11 +141,6 @@ class TransformersEngine:
     def running(self) -> int:
         """Requests it is answering or has queued."""
         return len(self._jobs)
-
-    @property
-    def stalled_s(self) -> float:
-        """Seconds since it last gave a token, 0 while it owes none."""
-        return time.monotonic() - self._last_token if self._jobs else 0.0
 
     def shutdown(self) -> None:
         """Stop what is under way, wait for its thread, and refuse the rest."""

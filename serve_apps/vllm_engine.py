@@ -153,8 +153,9 @@ class VllmEngine:
         return last.outputs[0]
 
     async def check_health(self) -> None:
-        """Raise when the engine's process is gone."""
+        """Raise when the engine's process is gone; one that is stopped or stuck never comes back from this."""
         await self._engine.check_health()
+        await self._engine.is_sleeping()  # the core answers between two of its steps
 
     @property
     def healthy(self) -> bool:
@@ -165,11 +166,6 @@ class VllmEngine:
     def running(self) -> int:
         """Requests the engine is answering or has queued."""
         return int(self._engine.get_num_unfinished_requests())
-
-    @property
-    def stalled_s(self) -> float:
-        """Seconds since the engine last gave a token, 0 while it owes none."""
-        return float(self._engine.stalled_s) if self.running else 0.0
 
     async def answer(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
         """A head, then the bytes of the reply. ``payload`` is a request whose model is served here.

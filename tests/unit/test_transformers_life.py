@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import json
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
@@ -115,6 +116,24 @@ def test_a_cancelled_task_stops_the_generation_too(engine: Any) -> None:
     run(cancel())
 
 
+def test_a_generation_that_gives_nothing_for_too_long_asks_to_be_replaced(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stick() -> None:
+        go_on = threading.Event()
+        stuck = engine._submit(go_on.wait)
+        await engine.check_health()
+        monkeypatch.setattr("serve_apps.transformers_engine.STALL_S", 0.05)
+        await asyncio.sleep(0.1)
+        with pytest.raises(RuntimeError, match="owes tokens and has given none for 0 s"):
+            await engine.check_health()
+        go_on.set()
+        await asyncio.wrap_future(stuck)
+        await engine.check_health()
+
+    run(stick())
+
+
 def test_who_leaves_the_queue_is_never_begun(engine: Any, ended: Ended) -> None:
     async def wait() -> None:
         async with aclosing(await begin(engine, LONG)):
@@ -128,12 +147,10 @@ def test_who_leaves_the_queue_is_never_begun(engine: Any, ended: Ended) -> None:
     assert len(ended) == 1
 
 
-def test_those_who_wait_are_all_answered_and_the_stall_is_of_those_who_are_owed(engine: Any) -> None:
+def test_those_who_wait_are_all_answered(engine: Any) -> None:
     async def ask() -> list[str]:
-        assert engine.stalled_s == 0.0
         asked = [asyncio.create_task(text(engine, max_tokens=n)) for n in (4, 8, 12)]
         await until(lambda: engine.running == 3)
-        assert 0.0 <= engine.stalled_s < 5.0
         return list(await asyncio.gather(*asked))
 
     four, eight, twelve = run(ask())
