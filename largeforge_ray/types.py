@@ -23,8 +23,9 @@ class Sampling:
 class GenerateRequest:
     """One prompt for an engine. ``adapter`` is a PEFT folder, or None for the model itself.
 
-    ``prompt_ids`` are the prompt as token ids, in the place of ``messages``; ``topk`` asks for the most
-    likely tokens at every place of the answer, and 0 for the answer's ids and log-probabilities alone.
+    ``prompt_ids`` are the prompt as token ids, in the place of ``messages``, and ``context`` is one that no
+    chat template is put around. An answer ends before any of ``stop``. ``topk`` asks for the most likely
+    tokens at every place of the answer, and 0 for the answer's ids and log-probabilities alone.
     """
 
     request_id: str
@@ -33,6 +34,8 @@ class GenerateRequest:
     adapter: str | None = None
     prompt_ids: tuple[int, ...] | None = None
     topk: int | None = None
+    context: str | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,37 @@ class TokenScores:
 
     request_id: str
     logprobs: tuple[float, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRequest:
+    """Continuations to be compared after one prompt: plain text in ``context``, or a chat in ``messages``.
+
+    ``adapter`` is a PEFT folder, or None for the model itself.
+    """
+
+    request_id: str
+    choices: tuple[str, ...]
+    context: str | None = None
+    messages: tuple[Message, ...] | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceScores:
+    """For each choice the sum of its tokens' log-probabilities and whether each token was the likeliest one.
+
+    ``error`` is the reason there is none. ``completion_tokens`` are those of all choices, ``seconds`` the
+    request's share of the time its tokens were computed in, together with others'.
+    """
+
+    request_id: str
+    logprobs: tuple[float, ...] = ()
+    greedy: tuple[bool, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
     error: str | None = None
 
 

@@ -92,7 +92,7 @@ install() {
   install_torch
   say "[3/5] $(grep -c '==' "$lock") pinned packages from $lock (some two minutes, 4 GB)"
   must pip_install --no-deps --only-binary :all: -r "$lock"
-  say "[4/5] $(grep -c '==' "$source_only") package from source"
+  say "[4/5] $(grep -c '==' "$source_only") packages from source"
   # Its compiled parts are for GPUs and are compiled there when first used.
   DS_BUILD_OPS=0 must pip_install --no-deps -r "$source_only"
   say "[5/5] largeforge-ray, editable"

@@ -54,8 +54,11 @@ async def probe(engine: Scores, adapter: str, folder: Path) -> dict[str, Any]:
         )
 
     try:
-        base, adapted = await measured(None), await measured(adapter)
-        answer = await engine.greedy(sequences[0][: places[0][0]], adapter, ANSWER_TOKENS)
+        base, adapted, answer = await asyncio.gather(
+            measured(None),
+            measured(adapter),
+            engine.greedy(sequences[0][: places[0][0]], adapter, ANSWER_TOKENS),
+        )
     except ValueError as error:
         raise GateError(f"the engine cannot compute the adapter's probe: {error}") from None
     judged = judge_logits(known, base, adapted, least_tolerance=LEAST_TOLERANCE)

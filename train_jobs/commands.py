@@ -48,23 +48,37 @@ def show_plan(manifest: Path, store_url: str | None) -> None:
 
 def run_manifest(manifest: Path, store_url: str | None) -> Any:
     """Run a manifest with progress; returns the ``RunResult``."""
+    loaded, store = _load(manifest, store_url)
+    return run_loaded(loaded, store, manifest.parent)
+
+
+def run_loaded(loaded: Any, store: Any, folder: Path) -> Any:
+    """Run a manifest that was read, whose paths are looked up from ``folder``."""
     from actors import ray_session, start_board, start_endpoint, start_engine, start_pack
+    from actors.scorer import start_scorer
     from largeforge_ray.flow import Tools, make_plan, run_plan
     from largeforge_ray.observe import write_report
     from train_jobs.console import Console
 
     started = time.monotonic()
-    loaded, store = _load(manifest, store_url)
-    plan = make_plan(loaded, store, manifest.parent)
     console = Console()
-    console.say(f"{loaded.name}: {len(plan.missing)} of {len(plan.stages)} stages to run, store {store.url}")
-    _check_here(plan, store)
     try:
+        # It sets how quiet the libraries are, before planning imports some.
         with ray_session(console.say) as session:
+            plan = make_plan(loaded, store, folder)
+            missing = f"{len(plan.missing)} of {len(plan.stages)} stages to run"
+            console.say(f"{loaded.name}: {missing}, store {store.url}")
+            _check_here(plan, store)
             if plan.missing and os.environ.get("RAY_ADDRESS"):
                 session.connect()  # a wrong address is better told before work is done than after
             tools = Tools(
-                session.connect, start_engine, start_endpoint, start_board, start_pack, console.listen
+                connect=session.connect,
+                start_engine=start_engine,
+                start_scorer=start_scorer,
+                start_endpoint=start_endpoint,
+                start_board=start_board,
+                start_pack=start_pack,
+                listen=console.listen,
             )
             result = run_plan(plan, loaded, store, tools=tools)
     finally:

@@ -13,13 +13,17 @@ from pydantic_core import ErrorDetails
 
 from largeforge_ray.config.algorithms import ALGORITHMS
 from largeforge_ray.config.base import Split, Strict
+from largeforge_ray.config.evaluating import Candidate, ContaminationCheck, EvaluateStage
 from largeforge_ray.config.filters import FILTERS
+from largeforge_ray.config.gate import Gate
 from largeforge_ray.config.manifest import Manifest, ModelConfig, ReferenceProblem, Rope, in_dependency_order
 from largeforge_ray.config.merging import MergeStage
 from largeforge_ray.config.routing import LEARNERS, RouterStage, Routing
-from largeforge_ray.config.stages import DatasetStage, EvaluateStage, Gate, ModelStage, PromoteStage
+from largeforge_ray.config.speculation import Draft, Eagle, Mtp, Ngram, Suffix
+from largeforge_ray.config.stages import DatasetStage, ModelStage, PromoteStage
 from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SEARCHES, STOPPERS, SweepStage
+from largeforge_ray.config.tasks import LibraryTask, OwnTask
 from largeforge_ray.config.teaching import MAKES, Endpoint, Price, Teacher, TeachStage
 from largeforge_ray.config.tracking import Mlflow, Tracking, Wandb
 from largeforge_ray.config.training import Lora, TrainStage
@@ -38,6 +42,14 @@ STAGES: dict[str, type[Strict]] = {
     "router": RouterStage,
     "promote": PromoteStage,
 }
+SPECULATIONS: dict[str, type[Strict]] = {
+    "ngram": Ngram,
+    "suffix": Suffix,
+    "draft": Draft,
+    "eagle": Eagle,
+    "eagle3": Eagle,
+    "mtp": Mtp,
+}
 NAMED: dict[str, dict[str, type[Strict]]] = {
     "algorithm": {**ALGORITHMS},
     "search": SEARCHES,
@@ -45,14 +57,20 @@ NAMED: dict[str, dict[str, type[Strict]]] = {
     "make": MAKES,
     "filters": FILTERS,
     "method": LEARNERS,
+    "speculation": SPECULATIONS,
+    "tasks": {"library": LibraryTask, "own": OwnTask},
 }
-"""Fields that are one of several schemas, told apart by their ``name``."""
+"""Fields that are one of several schemas, told apart by their ``name`` or ``kind``."""
+WHO = {"model": ("stage", "endpoint"), "candidates": ("stage", "expert")}
+"""Fields that are a stage's name or a schema, and what tells which."""
 NESTED: dict[str, type[Strict]] = {
     "split": Split,
     "teacher": Teacher,
     "endpoint": Endpoint,
     "price": Price,
     "prices": Price,
+    "expert": Candidate,
+    "contamination": ContaminationCheck,
     "lora": Lora,
     "gate": Gate,
     "policy": Routing,
@@ -157,7 +175,8 @@ def _explain(error: ErrorDetails, data: dict[str, Any]) -> str:
         what, tag, known = "stage", "kind", [*STAGES]
         field = next((str(p) for p in reversed(loc) if isinstance(p, str)), "")
         if field in NAMED:
-            what, tag, known = field.removesuffix("s"), "name", [*NAMED[field]]
+            tag = error["ctx"]["discriminator"].strip("'")
+            what, known = field.removesuffix("s"), [*NAMED[field]]
         if kind == "union_tag_not_found":
             return f"{dotted}: the {what} has no {tag}; add one of [{', '.join(known)}]"
         given = value.get(tag) if isinstance(value, dict) else value
@@ -176,13 +195,13 @@ def _explain(error: ErrorDetails, data: dict[str, Any]) -> str:
 
 def _without_tags(loc: Path_) -> list[str | int]:
     """A union puts the tag of its chosen member into ``loc``: after a stage's number, after ``algorithm``,
-    after the number of a filter, after a teacher's ``model``."""
+    after the number of a filter, a task or a candidate, after a teacher's ``model``."""
     kept: list[str | int] = []
     for i, part in enumerate(loc):
         named = next((p for p in reversed(kept) if isinstance(p, str)), None)
         if i == 2 and loc[0] == "stages":
             continue
-        if part in NAMED.get(str(named), ()) or (named == "model" and part in ("stage", "endpoint")):
+        if part in NAMED.get(str(named), ()) or part in WHO.get(str(named), ()):
             continue
         kept.append(part)
     return kept
@@ -190,8 +209,10 @@ def _without_tags(loc: Path_) -> list[str | int]:
 
 def _schema_at(loc: Path_) -> type[Strict]:
     """The schema whose key the last part of ``loc`` is."""
-    for part in reversed(loc[:-1]):
-        if part in NESTED:
+    for place in reversed(range(len(loc) - 1)):
+        part, before = loc[place], loc[place - 1]
+        # After a number stands a tag, which may be the name of a field elsewhere.
+        if part in NESTED and not (isinstance(before, int) and part in FILTERS):
             return NESTED[str(part)]
         for known in (*NAMED.values(), STAGES):
             if part in known:

@@ -9,9 +9,10 @@ from pydantic import Field
 
 from largeforge_ray.config.algorithms import Sft
 from largeforge_ray.config.base import PARTS, StageBase, Strict
+from largeforge_ray.config.evaluating import EvaluateStage
 from largeforge_ray.config.merging import MergeStage
 from largeforge_ray.config.routing import RouterStage
-from largeforge_ray.config.stages import DatasetStage, EvaluateStage, PromoteStage, Stage
+from largeforge_ray.config.stages import DatasetStage, PromoteStage, Stage
 from largeforge_ray.config.teaching import TeachStage
 from largeforge_ray.config.tracking import Tracking
 
@@ -81,6 +82,8 @@ def in_dependency_order(stages: list[Stage]) -> list[Stage]:
             )
         index[stage.name] = i
     for i, stage in enumerate(stages):
+        if isinstance(stage, EvaluateStage):
+            _check_experts(i, stage, index)
         for field, ref in stage.references().items():
             _check_reference(stages, index, i, stage, field, ref)
     return _topological(stages, index)
@@ -106,14 +109,33 @@ def _check_reference(
     if field in PARTS:
         _check_part(path, source, field, ref)
     if isinstance(stage, PromoteStage) and field == "gate.outcomes":
-        needed = ["base", stage.candidate]
-        missing = [c for c in needed if isinstance(source, EvaluateStage) and c not in source.candidates]
-        if missing:
+        _check_gate(path, stage, source)
+
+
+def _check_experts(i: int, stage: EvaluateStage, index: dict[str, int]) -> None:
+    """Else a gate would promote one thing for what another has shown."""
+    for place, each in enumerate(stage.candidates):
+        if not isinstance(each, str) and each.name in index:
             raise ReferenceProblem(
-                path,
-                f"gate compares base with '{stage.candidate}', but '{target}' does not evaluate "
-                f"{', '.join(missing)}; add it to {target}.candidates",
+                ("stages", i, "candidates", place, "name"),
+                f"candidate '{each.name}' has the name of a stage; give the expert one of its own",
             )
+
+
+def _check_gate(path: tuple[str | int, ...], stage: PromoteStage, source: StageBase) -> None:
+    against, target = stage.gate.against, source.name
+    if against == stage.candidate:
+        raise ReferenceProblem(
+            (*path[:-1], "against"), f"gate compares '{against}' with itself; name another expert"
+        )
+    needed = [against, stage.candidate]
+    missing = [c for c in needed if isinstance(source, EvaluateStage) and c not in source.names]
+    if missing:
+        raise ReferenceProblem(
+            path,
+            f"gate compares {against} with '{stage.candidate}', but '{target}' does not evaluate "
+            f"{', '.join(missing)}; add it to {target}.candidates",
+        )
 
 
 def _check_kind(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from largeforge_ray.config.base import Ref, Split, StageBase, Strict
+from largeforge_ray.config.base import Ref, Split, StageBase
+from largeforge_ray.config.evaluating import EvaluateStage
+from largeforge_ray.config.gate import Gate
 from largeforge_ray.config.merging import MergeStage
 from largeforge_ray.config.routing import RouterStage, Routing
 from largeforge_ray.config.speculation import Speculation
@@ -44,36 +46,6 @@ class ModelStage(StageBase):
         return {}
 
 
-class EvaluateStage(StageBase):
-    """Every candidate answers every item once: the outcome matrix."""
-
-    makes: ClassVar[str] = "outcomes"
-    kind: Literal["evaluate"]
-    candidates: list[Ref] = Field(min_length=1)
-    items: Ref
-    max_tokens: int = Field(128, ge=1)
-    confidence: float = Field(0.95, gt=0.5, lt=1.0)
-    seed: int = 0
-
-    def references(self) -> dict[str, str]:
-        named = {f"candidates.{i}": c for i, c in enumerate(self.candidates) if c != "base"}
-        return {"items": self.items, **named}
-
-    @model_validator(mode="after")
-    def _distinct(self) -> EvaluateStage:
-        if len(set(self.candidates)) != len(self.candidates):
-            raise ValueError("candidates name one expert twice; list each once")
-        return self
-
-
-class Gate(Strict):
-    """Promote only if the gain's interval on the outcome matrix lies above ``min_gain``."""
-
-    outcomes: Ref
-    min_gain: float = Field(0.0, ge=-1.0, le=1.0)
-    confidence: float = Field(0.95, gt=0.5, lt=1.0)
-
-
 class PromoteStage(StageBase):
     """Check a candidate, prove it on the engine, and make it an expert beside the base model."""
 
@@ -91,8 +63,9 @@ class PromoteStage(StageBase):
         return {"candidate": self.candidate, "gate.outcomes": self.gate.outcomes} | taught
 
     def settings(self) -> dict[str, Any]:
-        kept = self.model_dump(mode="json", include={"kind", "gate", "max_lora_rank"})
-        del kept["gate"]["outcomes"]
+        kept = self.model_dump(mode="json", include={"kind", "max_lora_rank"}) | {
+            "gate": self.gate.settings()
+        }
         engine = self.model_dump(mode="json", include={"backend", "speculation"}, exclude_defaults=True)
         return kept | {"policy": self.policy.settings()} | engine
 

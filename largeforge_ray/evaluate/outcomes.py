@@ -4,70 +4,112 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.teach.verify import verify
+from largeforge_ray.evaluate.items import decode_item
+from largeforge_ray.evaluate.scoring import judge
 from largeforge_ray.teach.work import Recipe, Work
-from largeforge_ray.types import GenerateRequest, Generation, Sampling
+from largeforge_ray.types import ChoiceRequest, GenerateRequest, Generation, Sampling
+
+COPIED = ("item_id", "item_hash", "task", "slice", "group", "variant", "origin")
+"""What an outcome says of its item."""
 
 
 @dataclass(frozen=True)
 class OutcomeRecipe(Recipe):
-    """Every expert answers every item once. ``experts`` maps a name to (artifact key, adapter folder or
-    None)."""
+    """One expert answers every item once, greedily, or as often as its task is ``drawn``.
 
-    experts: dict[str, tuple[str, str | None]]
-    task: str
-    sampling: Sampling
+    ``key`` is the expert's artifact key, ``adapter`` a PEFT folder or None. ``drawn`` maps a task to its
+    number of samples and their temperature. An outcome's key follows from the item's hash, the expert's key
+    and the sampling: whoever asks, and however many do, an answer that is there is not asked for again.
+    """
+
+    expert: str
+    key: str
+    adapter: str | None
+    seed: int
+    drawn: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
     def work(self, item: dict[str, Any]) -> list[Work]:
-        work = []
-        for name, (key, adapter) in self.experts.items():
-            content = [item["item_hash"], key, asdict(self.sampling)]
-            row_key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            request = GenerateRequest(row_key, tuple(item["messages"]), self.sampling, adapter, topk=0)
-            asked = item | {"expert": name, "expert_key": key, "task": self.task}
-            work.append(Work(row_key, request, asked))
-        return work
+        item = decode_item(item)
+        asked = item | {"expert": self.expert, "expert_key": self.key}
+        if item["kind"] == "choice":
+            row_key = _key(item["item_hash"], self.key)
+            request: Any = ChoiceRequest(
+                row_key,
+                choices=tuple(item["choices"]),
+                context=item["context"],
+                messages=tuple(item["messages"]) if item["messages"] else None,
+                adapter=self.adapter,
+            )
+            return [Work(row_key, request, asked | {"sample": 0})]
+        samples, temperature = self.drawn.get(item["task"], (1, 0.0))
+        sampling = Sampling(temperature, max_tokens=item["max_tokens"], seed=self.seed)
+        return [
+            self._generation(item, asked, sample, replace(sampling, seed=self.seed + sample))
+            for sample in range(samples)
+        ]
 
-    def row(self, work: Work, made: Sequence[Generation]) -> dict[str, Any]:
-        """Score one answer: quality 1 if the item's check accepts it, else 0; an error scores 0."""
-        (generation,), item = made, work.item
-        right = generation.error is None and verify(item["check"], generation.text, item["answer"]).kept
-        mean = generation.mean_logprob
+    def _generation(
+        self, item: dict[str, Any], asked: dict[str, Any], sample: int, sampling: Sampling
+    ) -> Work:
+        row_key = _key(item["item_hash"], self.key, asdict(sampling))
+        request = GenerateRequest(
+            row_key,
+            tuple(item["messages"] or ()),
+            sampling,
+            self.adapter,
+            topk=0,
+            context=item["context"],
+            stop=tuple(item["stop"] or ()),
+        )
+        return Work(row_key, request, asked | {"sample": sample})
+
+    def row(self, work: Work, made: Sequence[Any]) -> dict[str, Any]:
+        """Judge one answer; an error scores 0."""
+        from largeforge_ray.evaluate.toxicity import toxicity
+
+        (answer,), item = made, work.item
+        judged = judge(item, answer)
+        generated = isinstance(answer, Generation)
+        scores = dict(judged.scores)
+        if generated and item["check"] != "code":  # of a program's words it says nothing
+            scores["toxicity"] = round(toxicity([judged.answer])[0], 4)
         return {
             "row_key": work.row_key,
-            "item_id": item["item_id"],
-            "item_hash": item["item_hash"],
-            "task": item["task"],
+            **{name: item[name] for name in COPIED},
             "expert": item["expert"],
             "expert_key": item["expert_key"],
-            "sample": 0,
-            "answer": generation.text,
-            "quality": 1.0 if right else 0.0,
-            "metric": item["check"],
-            "confidence": None if mean is None else math.exp(mean),
-            "prompt_tokens": generation.prompt_tokens,
-            "cached_tokens": generation.cached_tokens,
-            "completion_tokens": generation.completion_tokens,
-            "seconds": generation.seconds,
-            "cost": generation.usd,
-            "error": generation.error,
+            "sample": item["sample"],
+            "answer": judged.answer,
+            "quality": judged.quality,
+            "metric": judged.metric,
+            "scores": json.dumps(scores, sort_keys=True),
+            "confidence": judged.confidence,
+            "prompt_tokens": answer.prompt_tokens,
+            "cached_tokens": answer.cached_tokens if generated else 0,
+            "completion_tokens": answer.completion_tokens,
+            "seconds": answer.seconds,
+            "cost": answer.usd if generated else 0.0,
+            "error": answer.error,
         }
 
     def numbers(self, row: dict[str, Any]) -> dict[str, Any]:
         return {
             "failed": row["error"] is not None,
-            "kept": row["quality"] == 1.0,
+            "kept": row["quality"] >= 0.5,
             "tokens": int(row["completion_tokens"]),
             "prompt": int(row["prompt_tokens"]),
             "cached": int(row["cached_tokens"]),
             "usd": float(row["cost"]),
         }
+
+
+def _key(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _schema() -> Any:
@@ -76,41 +118,52 @@ def _schema() -> Any:
     text, number, whole = pa.string(), pa.float64(), pa.int64()
     return pa.schema(
         [
-            *((n, text) for n in ("item_id", "item_hash", "task", "expert", "expert_key")),
+            *((n, text) for n in (*COPIED, "expert", "expert_key")),
             ("sample", whole),
             ("answer", text),
             ("quality", number),
             ("metric", text),
+            ("scores", text),
             ("confidence", number),
             ("prompt_tokens", whole),
             ("completion_tokens", whole),
             ("seconds", number),
             ("cost", number),
+            ("contaminated", pa.bool_()),
             ("error", text),
         ]
     )
 
 
 def write_outcomes(
-    folder: Path, rows: Iterable[dict[str, Any]], items: Iterable[dict[str, Any]]
+    folder: Path, rows: Iterable[Mapping[str, Any]], items: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Write ``outcomes.parquet`` and ``items.parquet``; returns the outcomes in their written order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    ordered = sorted(rows, key=lambda r: (r["item_hash"], r["expert"], r["sample"]))
+    names = _schema().names
+    ordered = sorted(
+        ({name: row.get(name) for name in names} for row in rows),
+        key=lambda r: (r["item_hash"], r["expert"], r["sample"]),
+    )
     pq.write_table(pa.Table.from_pylist(ordered, schema=_schema()), folder / "outcomes.parquet")
     shown = [
         {
             "item_id": item["item_id"],
             "item_hash": item["item_hash"],
-            "prompt": item["messages"][-1]["content"],
+            "prompt": prompt_of(item),
             "answer": json.dumps(item["answer"], ensure_ascii=False),
         }
         for item in items
     ]
     pq.write_table(pa.Table.from_pylist(shown), folder / "items.parquet")
     return ordered
+
+
+def prompt_of(item: Mapping[str, Any]) -> str:
+    """What is asked, as a router would see it: the last turn, or the whole text."""
+    return str(item["messages"][-1]["content"] if item["messages"] else item["context"])
 
 
 def read_outcomes(folder: Path) -> list[dict[str, Any]]:
@@ -121,6 +174,11 @@ def read_outcomes(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def qualities(rows: Iterable[dict[str, Any]], expert: str) -> dict[str, float]:
+def qualities(rows: Iterable[Mapping[str, Any]], expert: str) -> dict[str, float]:
     """Item hash -> quality of one expert."""
     return {r["item_hash"]: r["quality"] for r in rows if r["expert"] == expert}
+
+
+def key_of_endpoint(url: str, model: str) -> str:
+    """What stands for an endpoint where others have an artifact's key."""
+    return hashlib.sha256(f"{model} at {url}".encode()).hexdigest()

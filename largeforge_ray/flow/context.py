@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from largeforge_ray.config.manifest import Manifest
 from largeforge_ray.config.stages import PromoteStage
 from largeforge_ray.config.sweeping import SweepStage
+from largeforge_ray.config.teaching import Endpoint
 from largeforge_ray.flow.plan import Plan, PlannedStage
 from largeforge_ray.models.hardware import detect
 from largeforge_ray.observe import EventLog
@@ -26,6 +28,7 @@ class Tools:
 
     connect: Callable[[], None]
     start_engine: Callable[..., Any]
+    start_scorer: Callable[..., Any]
     start_endpoint: Callable[[Any, float], Any]
     start_board: Callable[[], Any]
     start_pack: Callable[[Any], Any]
@@ -44,7 +47,7 @@ class RunContext:
     log: EventLog
     phases: dict[str, float] = field(default_factory=dict)
     _engines: list[Any] = field(default_factory=list)
-    _model: Path | None = None
+    _what: tuple[Any, ...] = ()
 
     def emit(self, stage: str, kind: str, numbers: dict[str, Any] | None = None, message: str = "") -> None:
         event = RunEvent(time.time(), self.run, stage, kind, numbers or {}, message)
@@ -75,29 +78,47 @@ class RunContext:
         """An engine's actor handle, ready for requests: of the base and its adapters, or of another model."""
         return self.engines(model_folder, 1)[0]
 
-    def engines(self, model_folder: Path | None, number: int) -> list[Any]:
-        """As ``engine``, several of one model.
+    def engines(self, model_folder: Path | None, number: int, **drafting: Any) -> list[Any]:
+        """As ``engine``, several of one model, which may draft.
 
         There are engines of one model at a time, because two do not fit a small machine: asking for another
-        model stops them.
+        model stops them, and so does asking for scorers.
         """
+        start = partial(
+            self.tools.start_engine,
+            str(model_folder or self.folder("base")),
+            max_model_len=self.manifest.model.max_model_len,
+            max_lora_rank=self._max_lora_rank() if model_folder is None else None,
+            **drafting,
+        )
+        return self._workers(("engine", model_folder, str(drafting)), start, number)
+
+    def scorers(self, model_folder: Path | None, number: int) -> list[Any]:
+        """Actors that score given texts, of the base and its adapters or of another model; as ``engines``."""
+        start = partial(
+            self.tools.start_scorer,
+            str(model_folder or self.folder("base")),
+            max_model_len=self.manifest.model.max_model_len,
+        )
+        return self._workers(("scorer", model_folder), start, number)
+
+    def endpoint(self, config: Endpoint, spent_usd: float) -> Any:
+        """The actor that asks an endpoint; ``spent_usd`` is what finished rows have cost."""
+        with self.phase("ray start"):
+            self.tools.connect()
+        return self.tools.start_endpoint(config, spent_usd)
+
+    def _workers(self, what: tuple[Any, ...], start: Callable[[], Any], number: int) -> list[Any]:
         import ray
 
-        if model_folder != self._model:
+        if what != self._what:
             self.close_engines()
         if len(self._engines) < number:
-            self._model = model_folder
+            self._what = what
             with self.phase("ray start"):
                 self.tools.connect()
             with self.phase("engine start"):
-                self._engines += [
-                    self.tools.start_engine(
-                        str(model_folder or self.folder("base")),
-                        max_model_len=self.manifest.model.max_model_len,
-                        max_lora_rank=self._max_lora_rank() if model_folder is None else None,
-                    )
-                    for _ in range(number - len(self._engines))
-                ]
+                self._engines += [start() for _ in range(number - len(self._engines))]
                 ray.get([engine.start_seconds.remote() for engine in self._engines])
         return self._engines[:number]
 

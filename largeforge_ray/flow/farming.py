@@ -18,48 +18,62 @@ from largeforge_ray.teach import Recipe, run_farm
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of a stage's rows: who is asked, started when it is that part's turn, and for what."""
+    """A part of a stage's rows: who is asked, started when it is that part's turn, and for what.
+
+    There are ``total`` rows to make of ``items``, a Parquet file; ``finished`` counts those that the
+    ``journal`` holds.
+    """
 
     engines: Callable[[], Sequence[Any]]
     recipe: Recipe
+    items: Path
+    journal: RowJournal
+    total: int
+    finished: Callable[[], int]
 
 
 def farm(
     context: RunContext,
     stage: PlannedStage,
-    items: Path,
     shares: Sequence[Share],
-    total: int,
     verdicts: tuple[str, str],
     most_failed: int | None = None,
-) -> RowJournal:
-    """Make every row of the ``shares`` that the stage's journal does not hold; returns the journal.
+) -> None:
+    """Make every row of the ``shares`` that their journals do not hold.
 
     Raises ``StageError`` as soon as more than ``most_failed`` rows have no answer.
     """
-    journal = RowJournal(context.store, stage.key)
-    done = len(journal.index())
+    there = [share.finished() for share in shares]
+    done, total = sum(there), sum(share.total for share in shares)
     progress = _Progress(context, stage.name, done, total, verdicts)
     if done:
         context.emit(
             stage.name, "progress", {"done": done, "total": total}, f"{done} rows were already in the journal"
         )
+    for share, finished in zip(shares, there, strict=True):
+        if finished == share.total:
+            continue
 
-    def on_batch(rows: list[dict[str, Any]]) -> None:
-        progress.add(rows)
-        if most_failed is not None and progress.counts["failed"] > most_failed:
-            raise StageError(_too_many(stage.name, journal, most_failed, total))
+        def on_batch(rows: list[dict[str, Any]], journal: RowJournal = share.journal) -> None:
+            progress.add(rows)
+            if most_failed is not None and progress.counts["failed"] > most_failed:
+                raise StageError(_too_many(stage.name, journal, most_failed, total))
 
-    for share in shares:
         waiting = time.monotonic()
         engines = share.engines()
         progress.began += time.monotonic() - waiting
         with context.phase("generation"):
-            run_farm(items, share.recipe, engines=engines, journal=journal, total=total, on_batch=on_batch)
-    made = len(journal.index()) + progress.counts["failed"]
+            run_farm(
+                share.items,
+                share.recipe,
+                engines=engines,
+                journal=share.journal,
+                total=share.total,
+                on_batch=on_batch,
+            )
+    made = sum(share.finished() for share in shares) + progress.counts["failed"]
     if made != total:
         raise StageError(f"stage '{stage.name}' made {made} rows of {total}; run the same command again")
-    return journal
 
 
 class _Progress:

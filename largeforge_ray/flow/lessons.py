@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from largeforge_ray.config.evaluating import EvaluateStage
 from largeforge_ray.config.routing import RouterStage
-from largeforge_ray.config.stages import EvaluateStage
 from largeforge_ray.config.training import Training
 from largeforge_ray.data import read_rows
 from largeforge_ray.data.split import is_test
@@ -38,7 +38,8 @@ def read_lessons(
         return names, *split(_labelled(context, declared, names), declared.held_out)
     evaluated = context.manifest.stage(declared.outcomes)
     assert isinstance(evaluated, EvaluateStage)
-    names = tuple(evaluated.candidates)
+    # An endpoint or a draft that was compared beside the experts is nothing a router can choose.
+    names = tuple(each for each in evaluated.candidates if isinstance(each, str))
     return names, *split(_outcomes(context, declared.outcomes, names), declared.held_out)
 
 
@@ -66,9 +67,11 @@ def _outcomes(context: RunContext, reference: str, names: tuple[str, ...]) -> It
     folder = context.folder(reference)
     quality: dict[str, dict[str, float]] = {}
     for row in read_outcomes(folder):
-        quality.setdefault(row["item_hash"], {})[row["expert"]] = row["quality"]
+        if row["variant"] is None:
+            quality.setdefault(row["item_hash"], {})[row["expert"]] = row["quality"]
     for item in pq.read_table(folder / "items.parquet", columns=["item_hash", "prompt"]).to_pylist():
-        digest = item["item_hash"]
+        if (digest := item["item_hash"]) not in quality:
+            continue  # a perturbed one
         yield Lesson(item["prompt"], digest, tuple(quality[digest][name] for name in names))
 
 

@@ -11,14 +11,16 @@ from typing import Any
 
 from largeforge_ray.config.algorithms import OnPolicy
 from largeforge_ray.config.base import PARTS, StageBase, default_part
+from largeforge_ray.config.evaluating import EvaluateStage
 from largeforge_ray.config.manifest import Manifest, ModelConfig
 from largeforge_ray.config.routing import RouterStage
-from largeforge_ray.config.stages import DatasetStage, EvaluateStage, ModelStage, PromoteStage
+from largeforge_ray.config.stages import DatasetStage, ModelStage, PromoteStage
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.teaching import Revisions, TeachStage
 from largeforge_ray.config.training import DIVIDES_WEIGHTS, PRESETS, Lora, Training
 from largeforge_ray.data.ingest import content_identity, form_of
 from largeforge_ray.errors import ConfigError, ResourceError
+from largeforge_ray.evaluate.gather import identity
 from largeforge_ray.flow.doctor import require_sandbox
 from largeforge_ray.flow.encoders import find_encoder
 from largeforge_ray.flow.weights import weigh_models
@@ -190,11 +192,15 @@ def _plan_stage(
     config["inputs"] = {f: _input(f, ref, planned[ref.split(".")[0]].key) for f, ref in references.items()}
     if isinstance(stage, EvaluateStage):
         for other in manifest.stages:
-            if other.name in stage.candidates and isinstance(other, Training):
+            if other.name in {each.model for each in stage.named} and isinstance(other, Training):
                 _check_answers(other)
         # Names stand in the outcome rows, so a renamed candidate is another outcome matrix.
         config["candidates"] = _candidates(stage, planned)
-        config["task"] = stage.items.partition(".")[0]
+        if stage.items is not None:
+            config["task"] = stage.items.partition(".")[0]
+        if stage.tasks:
+            # What is asked counts, not how a file is called or a default written out.
+            config["tasks"] = identity(stage.tasks, folder)
     parents = tuple(dict.fromkeys(planned[n].key for n in names))
     kind: str = config["kind"]
     key = artifact_key(stage.artifact_kind, config, parents)
@@ -202,7 +208,7 @@ def _plan_stage(
     needs = (
         _training_resources(stage, weights_gib, _engines_gib(stage, planned, weights))
         if isinstance(stage, Training)
-        else _resources(kind, weights_gib, getattr(stage, "engines", 1))
+        else _resources(kind, weights_gib, max(getattr(stage, "engines", 1), getattr(stage, "scorers", 1)))
     )
     inputs = tuple(dict.fromkeys(names))
     return PlannedStage(stage.name, kind, stage.artifact_kind, key, parents, inputs, cached, config, needs)
@@ -246,7 +252,7 @@ def _check_answers(stage: Training) -> None:
 def _candidates(stage: EvaluateStage, planned: dict[str, PlannedStage]) -> dict[str, str]:
     """Name -> key. Two of one key would be one expert under two names, each answer counted once."""
     names: dict[str, str] = {}
-    for name in stage.candidates:
+    for name in (each for each in stage.candidates if isinstance(each, str)):
         key = planned[name].key[:16]
         if key in names:
             raise ConfigError(

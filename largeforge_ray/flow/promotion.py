@@ -7,16 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.config.stages import EvaluateStage, PromoteStage
+from largeforge_ray.config.evaluating import EvaluateStage
+from largeforge_ray.config.stages import PromoteStage
 from largeforge_ray.config.training import Training
 from largeforge_ray.errors import GateError
-from largeforge_ray.evaluate import paired_gain, qualities, read_outcomes
+from largeforge_ray.evaluate.outcomes import read_outcomes
 from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.lessons import territory_prompts
 from largeforge_ray.flow.plan import PlannedStage
 from largeforge_ray.flow.probing import probe_adapter
 from largeforge_ray.flow.routers import FREE, copy_policy, expert_record
-from largeforge_ray.promote import check_adapter, decide_gate
+from largeforge_ray.promote.gate import decide_gate, gate_evidence
+from largeforge_ray.promote.preflight import check_adapter
 from largeforge_ray.routing import parse_router
 
 
@@ -26,22 +28,13 @@ def make_router(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
     assert isinstance(declared, PromoteStage)
     adapter = context.folder(declared.candidate)
     check_adapter(adapter, max_lora_rank=declared.max_lora_rank)
-    rows = read_outcomes(context.folder(declared.gate.outcomes))
-    evaluated = context.manifest.stage(declared.gate.outcomes)
+    gate = declared.gate
+    evaluated = context.manifest.stage(gate.outcomes)
     assert isinstance(evaluated, EvaluateStage)
-    gain = paired_gain(
-        qualities(rows, declared.candidate),
-        qualities(rows, "base"),
-        confidence=declared.gate.confidence,
-        seed=evaluated.seed,
-    )
-    decision = decide_gate(gain, min_gain=declared.gate.min_gain)
-    context.emit(
-        stage.name,
-        "progress",
-        {"gain": gain.mean, "low": gain.low, "high": gain.high},
-        f"gate: {decision.reason}",
-    )
+    rows = read_outcomes(context.folder(gate.outcomes))
+    evidence = gate_evidence(rows, declared.candidate, gate.against, gate, evaluated.seed)
+    decision = decide_gate(gate, evidence)
+    context.emit(stage.name, "progress", dict(decision.numbers), f"gate: {decision.reason}")
     if not decision.passed:
         raise GateError(f"'{declared.candidate}' is not promoted: {decision.reason}")
     table = _table(context, declared)
@@ -50,12 +43,11 @@ def make_router(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
         copy_policy(context.folder(declared.policy.router), folder)
     (folder / "router.json").write_text(json.dumps(table, indent=2, sort_keys=True), encoding="utf-8")
     return {
-        "gain": gain.mean,
-        "low": gain.low,
-        "high": gain.high,
+        **{name: decision.numbers[name] for name in ("gain", "low", "high")},
         "live": [e["name"] for e in table["experts"]],
         "probe": probe,
         "gate": decision.reason,
+        "decision": decision.numbers,
     }
 
 

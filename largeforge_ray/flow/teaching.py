@@ -52,9 +52,16 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
     hidden = _hidden(context, declared)
     if hidden is not None:
         context.emit(stage.name, "progress", {}, hidden.words(total))
-    share = Share(partial(_engines, context, stage, declared), recipe_for(context, declared))
-    most = int(declared.max_failed * total)
-    journal = farm(context, stage, items, [share], total, ("kept", "dropped"), most)
+    journal = RowJournal(context.store, stage.key)
+    share = Share(
+        engines=partial(_engines, context, stage, declared),
+        recipe=recipe_for(context, declared),
+        items=items,
+        journal=journal,
+        total=total,
+        finished=lambda: len(journal.index()),
+    )
+    farm(context, stage, [share], ("kept", "dropped"), int(declared.max_failed * total))
     funnel = Funnel(declared.stays)
     rows = journal.in_order(products.in_place, total)
     if isinstance(declared.make, Preferences) and declared.make.reward_model:
@@ -143,11 +150,9 @@ def _whole_model(context: RunContext, declared: TeachStage) -> str:
 def _engines(context: RunContext, stage: PlannedStage, declared: TeachStage) -> list[Any]:
     model = declared.teacher.model
     if isinstance(model, Endpoint):
-        with context.phase("ray start"):
-            context.tools.connect()
         journal = RowJournal(context.store, stage.key)
         spent = sum(row["usd"] for row in journal.rows()) if model.max_usd else 0.0
-        return [context.tools.start_endpoint(model, spent)]
+        return [context.endpoint(model, spent)]
     whole = _whole_model(context, declared)
     return context.engines(None if whole == "base" else context.folder(whole), declared.engines)
 

@@ -154,17 +154,10 @@ class EndpointEngine:
         # A config names no adapter and asks for no token ids where the teacher is an endpoint.
         assert request.adapter is None
         assert request.prompt_ids is None
-        s, started = request.sampling, time.monotonic()
+        started = time.monotonic()
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                completion = await self._client.chat.completions.create(
-                    model=self._config.model,
-                    messages=list(request.messages),
-                    temperature=s.temperature,
-                    top_p=s.top_p,
-                    max_tokens=s.max_tokens,
-                    seed=s.seed,
-                )
+                completion = await self._create(request)
         except TimeoutError:
             return _Refusal(f"no answer within {self._config.timeout_s:g} s", again=True, lost=True)
         except APIConnectionError as error:
@@ -176,6 +169,21 @@ class EndpointEngine:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             return _Refusal(f"the answer is no JSON: {error}", lost=True)
         return self._read(request, completion, time.monotonic() - started)
+
+    async def _create(self, request: GenerateRequest) -> Any:
+        s = request.sampling
+        given: dict[str, Any] = {
+            "model": self._config.model,
+            "temperature": s.temperature,
+            "top_p": s.top_p,
+            "max_tokens": s.max_tokens,
+            "seed": s.seed,
+        }
+        if request.stop:
+            given["stop"] = list(request.stop)
+        if request.context is not None:
+            return await self._client.completions.create(prompt=request.context, **given)
+        return await self._client.chat.completions.create(messages=list(request.messages), **given)
 
     def _refused(self, error: Any) -> _Refusal:
         """What a status other than 2xx means. Raises ``ConfigError`` if it is the key that is refused."""
@@ -198,13 +206,13 @@ class EndpointEngine:
     def _read(self, request: GenerateRequest, completion: Any, seconds: float) -> Generation | _Refusal:
         """The answer in a reply. The client checks no types, and some servers send errors with status 200."""
         choice = (getattr(completion, "choices", None) or [None])[0]
-        message = getattr(choice, "message", None)
-        if choice is None or message is None:
+        said = choice if request.context is not None else getattr(choice, "message", None)
+        if said is None:
             return _Refusal(self._told(f"the reply holds no answer: {completion}"), lost=True)
         usage = completion.usage
         return Generation(
             request_id=request.request_id,
-            text=message.content or "",
+            text=(said.content if request.context is None else getattr(said, "text", None)) or "",
             finish_reason=choice.finish_reason,
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
@@ -245,4 +253,4 @@ def _key_in(variable: str) -> str:
 def _most_prompt_tokens(request: GenerateRequest) -> int:
     """No token is shorter than a byte. What a server adds unasked, above a template, is not known here."""
     turns = sum(len(m["content"].encode()) + TURN_TOKENS for m in request.messages)
-    return turns + TEMPLATE_TOKENS
+    return turns + len((request.context or "").encode()) + TEMPLATE_TOKENS

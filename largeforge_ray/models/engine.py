@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.errors import ModelError
 from largeforge_ray.models.hardware import engine_args, engine_env
 from largeforge_ray.types import GenerateRequest, Generation, Likeliest, ScoreRequest, TokenScores
@@ -31,7 +32,8 @@ class EngineDied(RuntimeError):
 class Engine:
     """One loaded model. ``max_model_len`` is in tokens and covers prompt and answer.
 
-    ``handed`` is the folder for adapters that are handed over as files, one of its own if None.
+    ``handed`` is the folder for adapters that are handed over as files, one of its own if None. ``draft_dir``
+    holds the model that drafts, if ``speculation`` names one.
 
     Starting takes 20 to 35 s on a CPU. A request that cannot be served comes back with ``error``
     set and takes none of its neighbours along; ``EngineDied`` is raised when all of them are lost.
@@ -44,13 +46,21 @@ class Engine:
         max_model_len: int,
         max_lora_rank: int | None = None,
         handed: Path | None = None,
+        speculation: Speculation | None = None,
+        draft_dir: Path | None = None,
     ) -> None:
         started = time.monotonic()
         os.environ.update(engine_env())
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = engine_args(Path(model_dir), max_model_len=max_model_len, max_lora_rank=max_lora_rank)
+        args = engine_args(
+            Path(model_dir),
+            max_model_len=max_model_len,
+            max_lora_rank=max_lora_rank,
+            speculation=speculation,
+            draft_dir=draft_dir,
+        )
         # What is asked about tokens is bounded by who asks: only our own code does.
         self._llm: Any = AsyncLLM.from_engine_args(
             # Nobody reads its statistics, and to keep them costs every step.
@@ -111,9 +121,7 @@ class Engine:
 
     async def _one(self, request: GenerateRequest) -> Generation:
         started = time.monotonic()
-        ids = list(request.prompt_ids or ()) or self._tokenizer.apply_chat_template(
-            list(request.messages), add_generation_prompt=True, return_dict=False
-        )
+        ids = self._prompt_ids(request)
         room = self._max_model_len - len(ids)
         if room < 1:
             return Generation(
@@ -130,6 +138,7 @@ class Engine:
             "top_p": s.top_p,
             "max_tokens": min(s.max_tokens, room),
             "seed": s.seed,
+            "stop": list(request.stop),
             "logprobs": (request.topk or 0) if asked else None,
         }
         try:
@@ -154,6 +163,14 @@ class Engine:
             likeliest=None if request.topk is None else likeliest(answer.logprobs, request.topk),
             cached_tokens=output.num_cached_tokens or 0,
         )
+
+    def _prompt_ids(self, request: GenerateRequest) -> list[int]:
+        if request.prompt_ids:
+            return list(request.prompt_ids)
+        if request.context is not None:
+            return list(self._tokenizer.encode(request.context))
+        turns = list(request.messages)
+        return list(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
     async def _score(self, request: ScoreRequest) -> TokenScores:
         # The engine must give one token, and looks up no cached prefix when it is asked about the prompt.

@@ -31,7 +31,7 @@ class Whisker:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class Rows:
     """Rows with their label at the left, or above where there is no room."""
 
     width: float
@@ -61,8 +61,9 @@ class _Rows:
         return svg.text(self.width, at - 14 if self.stacked else at + 4.5, content, "value", "end")
 
 
-def _rows(width: float) -> _Rows:
-    return _Rows(width, stacked=width < svg.WIDE * 0.7)
+def laid_out(width: float) -> Rows:
+    """Stacked on a phone."""
+    return Rows(width, stacked=width < svg.WIDE * 0.7)
 
 
 def loss_chart(curve: LossCurve, width: float) -> Markup:
@@ -144,7 +145,7 @@ def whisker_chart(
     rows: Sequence[Whisker], width: float, label: str, low: float, high: float, zero: bool = False
 ) -> Markup:
     """Values with their intervals over a percent axis from low to high; ``zero`` marks no difference."""
-    layout = _rows(width)
+    layout = laid_out(width)
     ends = svg.ticks(low, high, 5 if layout.stacked else 8)
     # The widest value has to end before the axis begins, or a dot at 100% lies on it.
     beside = max(len(row.shown) for row in rows) * CHARACTER_PX + 16
@@ -182,7 +183,7 @@ def _tick(value: float, signed: bool) -> str:
 def funnel_chart(funnel: Funnel, width: float) -> Markup:
     """Bars from the prompts to what was kept, then what was lost and why."""
     rows = _funnel_rows(funnel)
-    layout = _rows(width)
+    layout = laid_out(width)
     x = svg.Scale(0, max((number for _, number, _ in rows), default=0) or 1, layout.left, width - 76)
     parts = []
     for index, (name, number, tone) in enumerate(rows):
@@ -212,7 +213,7 @@ def _funnel_rows(funnel: Funnel) -> list[tuple[str, int, str]]:
 
 def timeline_chart(stages: Sequence[StageView], total_s: float, width: float) -> Markup:
     """When each stage ran, with its phases as shades; a diamond marks a stage that was already there."""
-    layout = _rows(width)
+    layout = laid_out(width)
     total_s = max(total_s, 1e-3)
     marks = svg.time_ticks(total_s, 4 if layout.stacked else 7)
     right = width - 18 if layout.stacked else width - 100

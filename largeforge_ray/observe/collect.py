@@ -39,7 +39,7 @@ def collect(store: Store, run: str) -> view.ReportData:
     stages = stage_views(plan["stages"], events)
     artifacts, broken = _find_artifacts(store, stages)
     gathered = _Gathered(plan["stages"], stages, events, artifacts, broken)
-    evaluations = gathered.evaluations()
+    evaluations = tuple(_with_summary(store, gathered, one) for one in gathered.evaluations())
     promotions = gathered.promotions(evaluations)
     comparisons, no_items = _comparisons(store, gathered, evaluations, promotions)
     return view.ReportData(
@@ -195,6 +195,17 @@ class _Gathered:
                 return f"The artifact of stage ‘{stage.name}’ cannot be read: {self.broken[stage.name]}"
         names = ", ".join(f"‘{stage.name}’ ({stage.state})" for stage in stages)
         return f"No stage has {missing} yet: {names}."
+
+
+def _with_summary(store: Store, gathered: _Gathered, evaluation: view.Evaluation) -> view.Evaluation:
+    artifact = gathered.artifacts[evaluation.stage]
+    if all(file.path != "evaluation.json" for file in artifact.files):
+        return evaluation
+    try:
+        summary = json.loads((store.fetch(artifact) / "evaluation.json").read_bytes())
+    except StoreError:
+        return evaluation  # the section on its items says why
+    return replace(evaluation, summary=summary)
 
 
 def _comparisons(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +127,12 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one evaluate stage measured."""
+    """What one evaluate stage measured. ``summary`` is its ``evaluation.json``, None if it wrote none."""
 
     stage: str
     candidates: tuple[Candidate, ...]
     gains: tuple[Gain, ...]
+    summary: dict[str, Any] | None = None
 
     def candidate(self, name: str) -> Candidate | None:
         return next((one for one in self.candidates if one.name == name), None)

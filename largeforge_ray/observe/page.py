@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from largeforge_ray.observe import charts, words
 from largeforge_ray.observe.dag import lineage_picture
 from largeforge_ray.observe.data import Evaluation, ReportData, StageView
+from largeforge_ray.observe.evaluations import evaluation_sections
 from largeforge_ray.observe.items import GROUPS
-from largeforge_ray.observe.metrics import unit_of
 from largeforge_ray.observe.routers import cost_chart
-from largeforge_ray.observe.svg import NARROW, WIDE
+from largeforge_ray.observe.svg import Figure, figure
+from largeforge_ray.observe.templates import environment
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
-
-MOST_CHARACTERS = 1500
-"""Shown of a prompt or an answer; the rest is counted."""
 GROUP_TITLES = {"improved": "Improved", "worse": "Got worse", "unsolved": "Still wrong"}
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One picture, drawn for a desktop and for a phone; the page's CSS shows one of them."""
-
-    wide: Markup
-    narrow: Markup
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,52 +32,30 @@ class TimeRow:
 
 def render(data: ReportData) -> str:
     """The report as one HTML document that loads nothing else. Pure: the same data, the same page."""
-    page = _environment().get_template("report.html.j2")
+    page = environment().get_template("report.html.j2")
     return page.render(
         data=data,
         headline=words.headline(data),
-        losses=[(curve, _figure(partial(charts.loss_chart, curve))) for curve in data.losses],
+        losses=[(curve, figure(partial(charts.loss_chart, curve))) for curve in data.losses],
         window=charts.smoothing_window,
-        evaluations=[(one, _accuracy_figure(one), _gain_figure(one)) for one in data.evaluations],
-        routers=[(one, _figure(partial(cost_chart, one))) for one in data.routers],
-        funnels=[(one, _figure(partial(charts.funnel_chart, one))) for one in data.funnels],
+        evaluations=[
+            (
+                one,
+                _accuracy_figure(one),
+                _gain_figure(one),
+                evaluation_sections(one.summary) if one.summary else (),
+            )
+            for one in data.evaluations
+        ],
+        routers=[(one, figure(partial(cost_chart, one))) for one in data.routers],
+        funnels=[(one, figure(partial(charts.funnel_chart, one))) for one in data.funnels],
         timeline=_timeline(data),
         time_rows=time_rows(data.stages, data.total_s),
-        lineage=_figure(partial(lineage_picture, data.lineage)) if data.lineage.nodes else None,
+        lineage=figure(partial(lineage_picture, data.lineage)) if data.lineage.nodes else None,
         comparisons=[(one, _grouped(one.pairs)) for one in data.comparisons],
         group_titles=GROUP_TITLES,
         cost_names=list(dict.fromkeys(name for cost in data.costs for name in cost.values)),
     )
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("largeforge_ray.observe", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "duration": words.duration,
-        "moment": words.moment,
-        "percent": words.percent,
-        "points": words.signed_points,
-        "number": words.count,
-        "confidence": words.confidence,
-        "unit": unit_of,
-        "shortened": shortened,
-    }
-    return environment
-
-
-def shortened(text: str) -> str:
-    """The text, or its beginning with how much is left out."""
-    if len(text) <= MOST_CHARACTERS:
-        return text
-    return f"{text[:MOST_CHARACTERS]}… ({len(text) - MOST_CHARACTERS:,} more characters)"
 
 
 def time_rows(stages: Sequence[StageView], total_s: float | None) -> list[TimeRow]:
@@ -113,15 +78,11 @@ def _share(seconds: float | None, total_s: float | None) -> float:
     return min(seconds / total_s, 1.0) if seconds and total_s else 0.0
 
 
-def _figure(draw: Callable[[float], Markup]) -> Figure:
-    return Figure(draw(WIDE), draw(NARROW))
-
-
 def _timeline(data: ReportData) -> Figure | None:
     total_s = data.total_s
     if total_s is None:
         return None
-    return _figure(lambda width: charts.timeline_chart(data.stages, total_s, width))
+    return figure(lambda width: charts.timeline_chart(data.stages, total_s, width))
 
 
 def _accuracy_figure(evaluation: Evaluation) -> Figure:
@@ -137,7 +98,7 @@ def _accuracy_figure(evaluation: Evaluation) -> Figure:
         for one in evaluation.candidates
     ]
     label = f"Accuracy in stage {evaluation.stage}: " + "; ".join(f"{row.label} {row.shown}" for row in rows)
-    return _figure(lambda width: charts.whisker_chart(rows, width, label, 0.0, 1.0))
+    return figure(lambda width: charts.whisker_chart(rows, width, label, 0.0, 1.0))
 
 
 def _gain_figure(evaluation: Evaluation) -> Figure | None:
@@ -156,7 +117,7 @@ def _gain_figure(evaluation: Evaluation) -> Figure | None:
     low = min(0.0, *(gain.interval.low for gain in evaluation.gains))
     high = max(0.0, *(gain.interval.high for gain in evaluation.gains))
     label = "Paired gain in points: " + "; ".join(f"{row.label} {row.shown}" for row in rows)
-    return _figure(lambda width: charts.whisker_chart(rows, width, label, low, high, zero=True))
+    return figure(lambda width: charts.whisker_chart(rows, width, label, low, high, zero=True))
 
 
 def _grouped(pairs: Sequence[Any]) -> list[tuple[str, list[Any]]]:

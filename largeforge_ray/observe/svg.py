@@ -6,7 +6,7 @@ Colours come from the page's CSS classes, so that one picture serves light and d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -69,6 +69,18 @@ def clip(content: str, most: int) -> str:
     """The text in one line of at most so many characters, with an ellipsis where it was cut."""
     flat = " ".join(content.split())
     return flat if len(flat) <= most else flat[: max(most - 1, 1)].rstrip() + "…"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One picture, drawn for a desktop and for a phone; the page's CSS shows one of them."""
+
+    wide: Markup
+    narrow: Markup
+
+
+def figure(draw: Callable[[float], Markup]) -> Figure:
+    return Figure(draw(WIDE), draw(NARROW))
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,14 +71,22 @@ def test_a_fresh_adapter_is_promoted_under_load_and_answers_within_seconds(
         began = time.monotonic()
         status, entry = server.admin("POST", adapter=adapter, name="shop")
         assert (status, entry["expert"]["state"], entry["expert"]["name"]) == (202, "loading", "shop")
+        proposed = time.monotonic() - began
         wait_for(lambda: state(server, "shop") == "live", 60)
-        reply = ask(server, "shop", ORDER)
+        live = time.monotonic() - began
+        messages = [{"role": "user", "content": ORDER}]
+        stream = server.client.chat.completions.create(
+            model="shop", messages=messages, temperature=0, max_tokens=40, stream=True
+        )
+        next(chunk for chunk in stream if chunk.choices and chunk.choices[0].delta.content)
         seconds = time.monotonic() - began
+        stream.close()
+        reply = ask(server, "shop", ORDER)
     assert failures == []
     assert reply.headers["x-largeforge-expert"] == "shop"
     assert adapter.startswith(reply.headers["x-largeforge-artifact"])
     assert set(json.loads(reply.parse().choices[0].message.content)) == {"name", "count", "item", "city"}
-    print(f"promoted and asked after {seconds:.1f} s")
+    print(f"proposed after {proposed:.1f} s, live after {live:.1f} s, first token after {seconds:.1f} s")
     events = server.admin("GET")[1]["data"]
     steps = [(e["before"], e["to"]) for e in events if e["record"]["name"] == "shop"]
     assert steps == [(None, "loading"), ("loading", "shadow"), ("shadow", "canary"), ("canary", "live")]

@@ -72,7 +72,7 @@ def refuse(*args: Any, **more: Any) -> Any:
     raise AssertionError("a router stage starts no engine and no Ray")
 
 
-TOOLS = Tools(refuse, refuse, refuse, refuse, refuse, lambda event: None)
+TOOLS = Tools(refuse, refuse, refuse, refuse, refuse, refuse, lambda event: None)
 
 
 def run(text: str, home: Path, store: Store) -> dict[str, Any]:

@@ -1,41 +1,22 @@
-"""Better, beyond noise: intervals against independent computations, the gate, the preflight."""
+"""Better, beyond noise: intervals against independent computations, the preflight."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from largeforge_ray.config.stages import PromoteStage
 from largeforge_ray.config.training import TrainStage
 from largeforge_ray.errors import ConfigError, DataError, ModelError
-from largeforge_ray.evaluate import (
-    Interval,
-    OutcomeRecipe,
-    bootstrap,
-    paired_gain,
-    qualities,
-    read_outcomes,
-    score,
-    write_outcomes,
-)
-from largeforge_ray.promote import check_adapter, check_settings, decide_gate
+from largeforge_ray.evaluate import Interval, bootstrap, paired_gain, score
+from largeforge_ray.promote import check_adapter, check_settings
 from largeforge_ray.promote.preflight import check_servable
-from largeforge_ray.teach import Work
-from largeforge_ray.types import Generation, Sampling
-
-
-def outcome_row(work: Work, generation: Generation) -> dict[str, Any]:
-    return OutcomeRecipe({}, "sums", Sampling()).row(work, [generation])
 
 
 def hashes(number: int) -> list[str]:
@@ -138,35 +119,6 @@ def test_outcomes_that_cannot_be_compared_are_refused() -> None:
         paired_gain({"a": 1.0, "b": 1.0}, {"b": 1.0, "c": 0.0, "d": 0.0}, confidence=0.95)
 
 
-# The gate.
-
-
-@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1), st.floats(-1, 1))
-@settings(deadline=None)
-def test_the_gate_passes_only_if_the_whole_interval_lies_above(
-    mean: float, below: float, above: float, min_gain: float
-) -> None:
-    gain = Interval(mean, mean - below, mean + above, 0.95, 40)
-    decision = decide_gate(gain, min_gain=min_gain)
-    assert decision.passed == (min_gain < mean - below)
-
-
-def test_the_gate_says_the_numbers_that_decided() -> None:
-    gain = Interval(0.25, 0.1, 0.4, 0.95, 40)
-    passed, failed = decide_gate(gain, min_gain=0.05), decide_gate(gain, min_gain=0.1)
-    assert passed.reason == "gain +0.250 [+0.100, +0.400] on 40 items lies above +0.050"
-    assert not failed.passed
-    assert failed.reason.startswith(
-        "gain +0.250 [+0.100, +0.400] on 40 items does not lie above min_gain +0.100"
-    )
-    assert failed.reason.endswith("; train on more rows or lower gate.min_gain")
-
-
-def test_an_expert_that_is_no_better_does_not_pass() -> None:
-    same = drawn(0.5, 30, seed=9)
-    assert not decide_gate(paired_gain(same, same, confidence=0.95), min_gain=0.0).passed
-
-
 # The preflight.
 
 PAIR = {
@@ -257,94 +209,3 @@ def test_what_the_engine_cannot_load_is_refused_before_it_is_trained(
     made = {"name": "tuned", "kind": "train", "data": "rows"} | settings
     with pytest.raises(ConfigError, match=f"^stage 'tuned' {said}"):
         check_servable(TrainStage.model_validate(made))
-
-
-# The outcome matrix.
-
-EXPERTS = {"base": ("a" * 64, None), "tuned": ("b" * 64, "/adapters/tuned")}
-GREEDY = Sampling(max_tokens=40, seed=0)
-COLUMNS = "item_id item_hash task expert expert_key sample answer quality metric confidence prompt_tokens"
-COLUMNS += " completion_tokens seconds cost error"
-
-
-def item(number: int) -> dict[str, Any]:
-    messages = [{"role": "user", "content": f"{number} + 1?"}]
-    answer = {"sum": number + 1}
-    return {"item_id": str(number), "item_hash": hashes(9)[number], "messages": messages,
-            "answer": answer, "check": "json"}  # fmt: skip
-
-
-def work(number: int, experts: Any = EXPERTS, sampling: Sampling = GREEDY) -> list[Any]:
-    return OutcomeRecipe(experts, "sums", sampling).work(item(number))
-
-
-def right(number: int) -> Generation:
-    return Generation("x", json.dumps({"sum": number + 1}), "stop", 9, 6, 0.5, mean_logprob=-0.25)
-
-
-def test_every_candidate_answers_every_item_with_its_own_weights() -> None:
-    base, tuned = work(3)
-    assert (base.request.adapter, tuned.request.adapter) == (None, "/adapters/tuned")
-    assert base.request.messages == tuned.request.messages == tuple(item(3)["messages"])
-    assert base.request.sampling == tuned.request.sampling == GREEDY
-    assert base.row_key == base.request.request_id != tuned.row_key == tuned.request.request_id
-
-
-def test_an_outcomes_key_follows_the_item_the_weights_and_the_sampling() -> None:
-    known = {one.row_key for one in work(3)}
-    renamed = {"model": ("a" * 64, None), "expert": ("b" * 64, "/elsewhere/tuned")}
-    assert {one.row_key for one in work(3, renamed)} == known
-    others = [
-        work(4),
-        work(3, sampling=replace(GREEDY, seed=1)),
-        work(3, sampling=replace(GREEDY, max_tokens=9)),
-    ]
-    assert not known & {one.row_key for each in others for one in each}
-    assert {one.row_key for one in work(3, EXPERTS | {"tuned": ("c" * 64, "/adapters/tuned")})} & known == {
-        work(3)[0].row_key
-    }
-
-
-def test_an_answer_scores_by_its_check_and_an_error_scores_nothing() -> None:
-    base = work(3)[0]
-    good = outcome_row(base, right(3))
-    assert (good["quality"], good["metric"], good["error"]) == (1.0, "json", None)
-    assert good["confidence"] == pytest.approx(math.exp(-0.25))
-    assert (good["expert"], good["expert_key"], good["task"]) == ("base", "a" * 64, "sums")
-    assert outcome_row(base, right(4))["quality"] == 0.0
-    failed = outcome_row(base, replace(right(3), error="prompt too long", mean_logprob=None))
-    assert (failed["quality"], failed["confidence"], failed["error"]) == (0.0, None, "prompt too long")
-
-
-def test_outcomes_survive_their_file_in_an_order_of_their_own(tmp_path: Path) -> None:
-    rows = []
-    for number in (2, 0, 1):
-        base, tuned = work(number)
-        rows.append(outcome_row(tuned, right(number)))
-        rows.append(outcome_row(base, right(9) if number else Generation("x", error="lost")))
-    written = write_outcomes(tmp_path, iter(rows), [item(number) for number in range(3)])
-    read = read_outcomes(tmp_path)
-    assert read == [{name: row[name] for name in COLUMNS.split()} for row in written]
-    assert [(row["item_id"], row["expert"]) for row in read] == [
-        (str(number), name) for number in range(3) for name in ("base", "tuned")
-    ]
-    assert qualities(read, "tuned") == dict.fromkeys(hashes(3), 1.0)
-    assert qualities(read, "base") == dict.fromkeys(hashes(3), 0.0)
-    assert qualities(read, "other") == {}
-    assert [row["error"] for row in read if row["expert"] == "base"] == ["lost", None, None]
-    again = tmp_path / "again"
-    again.mkdir()
-    write_outcomes(again, reversed(rows), [item(number) for number in range(3)])
-    assert read_outcomes(again) == read
-    gain = paired_gain(qualities(read, "tuned"), qualities(read, "base"), confidence=0.95)
-    assert asdict(gain) == {"mean": 1.0, "low": 1.0, "high": 1.0, "confidence": 0.95, "n": 3}
-
-
-def test_the_items_lie_beside_their_outcomes(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    rows = [outcome_row(one, right(3)) for one in work(3)]
-    write_outcomes(tmp_path, rows, [item(3)])
-    assert pq.read_table(tmp_path / "items.parquet").to_pylist() == [
-        {"item_id": "3", "item_hash": hashes(9)[3], "prompt": "3 + 1?", "answer": '{"sum": 4}'}
-    ]

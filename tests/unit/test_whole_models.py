@@ -152,7 +152,7 @@ def context(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterat
             if stage.name == "prompts":
                 ingest(home / "orders.jsonl", test_share=0.5, target=folder)
             store.publish(stage.artifact_kind, stage.key, stage.name, stage.parents, {}, folder, {}, {})
-    tools = Tools(lambda: None, Handle, Handle, lambda: None, lambda job: None, lambda event: None)
+    tools = Tools(lambda: None, Handle, Handle, Handle, lambda: None, lambda job: None, lambda event: None)
     events = EventLog(store, "run")
     yield RunContext("run", plan, manifest, store, tools, events)
     events.close()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 import numpy as np
+from numpy.typing import NDArray
 
 from largeforge_ray.config.filters import Contamination
 from largeforge_ray.teach.filters.words import ngrams, words
@@ -23,22 +24,31 @@ class ContaminationIndex:
         self.n = n
         found = array("Q")
         for text in texts:
-            found.extend(self._hashes(text))
+            found.frombytes(hashed(self._grams(text)).tobytes())
         self._known = np.unique(np.array(found, dtype=np.uint64))
 
     def overlap(self, text: str) -> float:
         """Share, 0 to 1, of the text's n-grams that are known; 0 for a text too short to compare."""
-        hashes = np.array(self._hashes(text), dtype=np.uint64)
-        if not hashes.size or not self._known.size:
-            return 0.0
-        places = np.searchsorted(self._known, hashes)
-        return float(np.mean(self._known[np.minimum(places, self._known.size - 1)] == hashes))
+        hashes = hashed(self._grams(text))
+        return float(np.mean(is_in(self._known, hashes))) if hashes.size else 0.0
 
-    def _hashes(self, text: str) -> list[int]:
+    def _grams(self, text: str) -> list[str]:
         found = words(text)
-        if len(found) < self.n / 2:
-            return []
-        return [int.from_bytes(blake2b(g.encode(), digest_size=8).digest()) for g in ngrams(found, self.n)]
+        return [] if len(found) < self.n / 2 else ngrams(found, self.n)
+
+
+def hashed(grams: Iterable[str]) -> NDArray[np.uint64]:
+    """64 bits of each n-gram, in order."""
+    digests = (blake2b(gram.encode(), digest_size=8).digest() for gram in grams)
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)
+
+
+def is_in(known: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of the hashes are among the sorted ``known`` ones."""
+    if not known.size:
+        return np.zeros(hashes.shape, np.bool_)
+    places = np.searchsorted(known, hashes)
+    return np.asarray(known[np.minimum(places, known.size - 1)] == hashes)
 
 
 def contamination(config: Contamination, index: ContaminationIndex, prompt: str, answer: str) -> str | None:

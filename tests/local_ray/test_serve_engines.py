@@ -1,0 +1,110 @@
+"""What a server makes of its engines: as many as are asked for, drafting ones, and transformers' own."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.local_ray._load import load
+from tests.local_ray._server import ORDER, Server, ask, start_server, stop_server, wait_for
+from tests.local_ray.conftest import Forge
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+COPIED = "Copy this line exactly: " + "the red fox meets the blue bear by the old green mill, " * 3
+
+
+@pytest.fixture(scope="module")
+def elastic(forge: Forge) -> Iterator[Server]:
+    """None to two engines of 4 slots, which draft n-grams."""
+    settings = ("max_num_seqs=4", "upscale_delay_s=1", "downscale_delay_s=5", "speculation=ngram")
+    more = [word for setting in settings for word in ("--set", setting)]
+    server = start_server(forge.store, forge.folder, "--min-replicas", "0", "--max-replicas", "2", *more)
+    yield server
+    stop_server(server)
+
+
+def replicas(server: Server) -> int:
+    return int(server.experts()["base"]["replicas"])
+
+
+def test_load_raises_replicas_idleness_lowers_them_and_the_first_request_waits(elastic: Server) -> None:
+    trace: list[tuple[float, int]] = []
+    began, over = time.monotonic(), threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            number = replicas(elastic)
+            if not trace or trace[-1][1] != number:
+                trace.append((round(time.monotonic() - began, 1), number))
+            over.wait(0.2)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        ask(elastic, "base", "Name a river.")
+        wait_for(lambda: replicas(elastic) == 0, 60)
+        asked = time.monotonic()
+        assert ask(elastic, "orders", ORDER).parse().choices[0].message.content
+        first_s = time.monotonic() - asked
+        with load(elastic.url, at_once=12) as made:
+            wait_for(lambda: replicas(elastic) == 2, 120)
+            time.sleep(3)
+        assert made.outcomes
+        assert all(one.good for one in made.outcomes)
+        wait_for(lambda: trace[-1][1] == 0, 90)
+    finally:
+        over.set()
+        looking.join()
+    seen = [number for _, number in trace]
+    assert seen[seen.index(1) :] in ([1, 0, 1, 2, 1, 0], [1, 0, 1, 2, 0])
+    print(f"\nreplicas by second: {trace}; the first request waited {first_s:.1f} s for its engine")
+    print(f"{len(made.outcomes)} requests under load, none failed")
+
+
+def test_drafts_speed_up_copies_and_are_counted_for_the_expert(elastic: Server) -> None:
+    reply = ask(elastic, "base", COPIED, max_tokens=60)
+    assert reply.parse().choices[0].message.content
+    ask(elastic, "base", COPIED, max_tokens=60)
+    wait_for(lambda: elastic.experts()["base"].get("speculation") is not None, 10)
+    told = elastic.experts()["base"]["speculation"]
+    assert told["drafted"] > 0
+    assert 0 <= told["acceptance"] <= 1
+    print(f"\nspeculation of the served expert: {told}")
+
+
+@pytest.fixture(scope="module")
+def plain(forge: Forge) -> Iterator[Server]:
+    """The same experts on transformers."""
+    from largeforge_ray.store import open_store
+
+    store = open_store(forge.store)
+    live = store.get("live")
+    table = json.loads((store.fetch(live) / "router.json").read_text())
+    for expert in table["experts"]:
+        expert["engine"]["backend"] = "transformers"
+    with store.staging("router", "f" * 64) as folder:
+        (folder / "router.json").write_text(json.dumps(table))
+        store.publish("router", "f" * 64, "plain", live.parents, {}, folder)
+    server = start_server(forge.store, forge.folder, "--router", "f" * 64)
+    yield server
+    stop_server(server)
+
+
+def test_transformers_serves_the_base_and_its_adapter_by_the_same_ways(plain: Server) -> None:
+    routed = ask(plain, "auto", ORDER)
+    assert routed.headers["x-largeforge-expert"] == "orders"
+    assert set(json.loads(routed.parse().choices[0].message.content)) == {"name", "count", "item", "city"}
+    messages = [{"role": "user", "content": ORDER}]
+    stream = plain.client.chat.completions.create(
+        model="orders", messages=messages, temperature=0, max_tokens=40, stream=True
+    )
+    pieces = [c.choices[0].delta.content or "" for c in stream if c.choices]
+    assert "".join(pieces) == routed.parse().choices[0].message.content
+    with ThreadPoolExecutor(3) as pool:
+        replies = [pool.submit(ask, plain, "orders", ORDER) for _ in range(3)]
+    assert {one.result().parse().choices[0].message.content for one in replies} == {"".join(pieces)}
