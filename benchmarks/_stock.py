@@ -9,7 +9,6 @@ import json
 import logging
 import signal
 import sys
-import threading
 
 
 def serve_stock(model: str, port: int, engine: dict[str, object]) -> None:
@@ -17,9 +16,10 @@ def serve_stock(model: str, port: int, engine: dict[str, object]) -> None:
     from ray import serve
     from ray.serve.llm import LLMConfig, build_openai_app
 
-    over = threading.Event()
-    ray.init(address="local", logging_level=logging.ERROR, log_to_driver=False)
-    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    # Its ingress asks for a CPU beside the engine's one.
+    ray.init(address="local", num_cpus=4, logging_level=logging.ERROR, log_to_driver=False)
+    # Ray takes SIGTERM for itself; leaving the interpreter stops what was started here.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     config = LLMConfig(
         model_loading_config={"model_id": "base", "model_source": model},
@@ -28,9 +28,7 @@ def serve_stock(model: str, port: int, engine: dict[str, object]) -> None:
         engine_kwargs=engine,
     )
     serve.run(build_openai_app({"llm_configs": [config]}))
-    over.wait()
-    serve.shutdown()
-    ray.shutdown()
+    signal.pause()
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def likelihood(model_dir: Path, data: Path, number: int, pairs: int) -> None:
     apart = max(abs(a - b) for a, b in zip(said["alone"], said["shared"], strict=True))
     record(
         "P19-likelihood",
-        f"seconds of scoring {len(parts)} choices of {len(whole)} items, each alone / all with what they share",
+        f"seconds of scoring {len(parts)} choices of {len(whole)} items, each alone / sharing beginnings",
         measured,
         equal=apart <= TOLERANCE,
         goal=">= 1.8",

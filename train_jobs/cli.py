@@ -98,6 +98,22 @@ def compare(store: str, first: str, second: str, confidence: float) -> None:
 
 @cli.command()
 @STORE
+@click.argument("outcomes")
+@click.argument("router")
+@click.option("--live", help="URL of the served app, with /v1: it answers a sample of the items, too.")
+@click.option("--sample", default=40, show_default=True, type=click.IntRange(1), help="Items asked live.")
+@click.option("--key-env", help="Variable that holds the app's API key.")
+def replay(
+    store: str, outcomes: str, router: str, live: str | None, sample: int, key_env: str | None
+) -> None:
+    """Replay every policy of ROUTER on OUTCOMES, without inference; exits 1 if the live app disagrees."""
+    from train_jobs import evaluating
+
+    evaluating.replay(store, outcomes, router, live, sample, os.environ.get(key_env or "", "none"))
+
+
+@cli.command()
+@STORE
 @click.argument("key", required=False)
 def show(store: str, key: str | None) -> None:
     """List the store's artifacts, or show one. KEY is a key's beginning or a stage's name."""

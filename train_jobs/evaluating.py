@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from largeforge_ray.errors import ConfigError
+from largeforge_ray.errors import ConfigError, GateError
 
 FOLDERS = {"truthfulqa_mc1": "truthfulqa", "truthfulqa_mc2": "truthfulqa", "truthfulqa_gen": "truthfulqa"}
 """Where below --data a task's documents are, if not in a folder of its name."""
@@ -134,16 +134,75 @@ def compare(store_url: str, first: str, second: str, confidence: float) -> None:
                 )
 
 
+def replay(store_url: str, outcomes: str, reference: str, live: str | None, sample: int, key: str) -> None:
+    """Print what every policy of a router would have got, and what the served app makes of the same items."""
+    import asyncio
+
+    from largeforge_ray.evaluate.items import read_items
+    from largeforge_ray.evaluate.matrix import build_matrix, read_columns
+    from largeforge_ray.evaluate.outcomes import prompt_of, read_outcomes
+    from largeforge_ray.evaluate.replay import decide_all
+    from largeforge_ray.evaluate.routed import ask_live, of_router, replay_policies
+    from largeforge_ray.routing import Policies, parse_router
+    from largeforge_ray.store import open_store
+
+    store = open_store(store_url)
+    folder = store.fetch(_of_kind(store, outcomes, "outcomes"))
+    routed = store.fetch(_of_kind(store, reference, "router"))
+    router, policies = parse_router((routed / "router.json").read_bytes()), Policies(routed)
+    items = [each for each in read_items(folder, "generate") if each["variant"] is None]
+    asked = [*items, *(each for each in read_items(folder, "choice") if each["variant"] is None)]
+    prompts = {each["item_hash"]: prompt_of(each) for each in asked}
+    matrix = build_matrix(read_columns(read_outcomes(folder)), prompts)
+    found = replay_policies(matrix, router, policies)
+    for line in policy_lines(found):
+        click.echo(line)
+    if live is None:
+        return
+    kept = of_router(matrix, router)
+    chats = [each for each in items if each["messages"] and each["item_hash"] in set(kept.items)]
+    chosen = sorted(chats, key=lambda each: each["item_hash"])[:sample]
+    if not chosen:
+        raise ConfigError(
+            f"'{outcomes}' has no chat items that an app could answer; evaluate with chat: true"
+        )
+    decided, _ = decide_all(policies.build(router), kept)
+    said = asyncio.run(ask_live(live, chosen, kept, decided, api_key=key))
+    q, r = said.quality, said.replayed
+    click.echo(f"live: quality {_spread(q)} on {q.n} items, {said.failed} failed")
+    click.echo(f"replayed: {_spread(r)}; the same expert for {said.same_expert:.0%}")
+    if q.low > r.high or q.high < r.low:
+        raise GateError("live and replay differ beyond their intervals; is another router or adapter served?")
+
+
+def policy_lines(found: dict[str, Any]) -> list[str]:
+    """A line for each policy and baseline."""
+    lines = [f"{'policy':<18}{'quality':<24}{'misrouted':>10}{'pool gap':>10}{'ece':>7}  calls"]
+    for name, one in found.items():
+        made, ece = one.replayed, "" if one.ece is None else f"{one.ece:.3f}"
+        calls = ", ".join(f"{expert} {share:.2f}" for expert, share in made.calls.items() if share)
+        lost = f"{made.misrouted:>10.3f}{made.pool_gap:>10.3f}"
+        lines.append(f"{name:<18}{_spread(made.quality):<24}{lost}{ece:>7}  {calls}")
+    return lines
+
+
+def _spread(found: Any) -> str:
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _of_kind(store: Any, reference: str, kind: str) -> Any:
+    artifact = store.get(reference)
+    if artifact.kind != kind:
+        raise ConfigError(f"artifact '{reference}' is of kind {artifact.kind}; name one of kind {kind}")
+    return artifact
+
+
 def _side(store: Any, given: str) -> tuple[str, list[dict[str, Any]]]:
     """An expert's name and its rows of ``KEY`` or ``KEY:EXPERT``."""
     from largeforge_ray.evaluate.outcomes import read_outcomes
 
     key, _, expert = given.partition(":")
-    artifact = store.get(key)
-    if artifact.kind != "outcomes":
-        raise ConfigError(
-            f"artifact '{key}' is of kind {artifact.kind}; name outcomes, which an evaluate stage makes"
-        )
+    artifact = _of_kind(store, key, "outcomes")
     rows = [row for row in read_outcomes(store.fetch(artifact)) if row["variant"] is None]
     there = sorted({row["expert"] for row in rows})
     if not expert and len(there) > 1:

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,11 @@ class Matrix:
             texts = getattr(self, field)
             taken[field] = tuple(texts[place] for place in places)
         return replace(self, **taken)
+
+    def columns(self, experts: Sequence[int]) -> Matrix:
+        """Some of the experts, in this order."""
+        cells = {f"{f}_NE": getattr(self, f"{f}_NE")[:, experts] for f in CELLS}
+        return replace(self, experts=tuple(self.experts[e] for e in experts), **cells)
 
     def complete(self) -> Matrix:
         """The items that every expert answered."""

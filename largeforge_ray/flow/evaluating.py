@@ -24,6 +24,8 @@ from largeforge_ray.models.spend import cost_usd
 from largeforge_ray.store import RowJournal, artifact_key
 
 Row = dict[str, Any]
+KEPT = "outcomes"
+"""Where a store keeps what each expert has answered, for every stage that asks the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +47,23 @@ def make_outcomes(context: RunContext, stage: PlannedStage, folder: Path) -> dic
     """Ask what no journal holds, judge it, and write outcomes, items and ``evaluation.json``."""
     declared = context.manifest.stage(stage.name)
     assert isinstance(declared, EvaluateStage)
-    work = context.work_folder(stage)
-    work.mkdir(parents=True, exist_ok=True)
     with context.phase("items"):
-        counts = write_items(work, _gather(context, declared))
+        counts = write_items(folder, _gather(context, declared))
     for task, number in (stage.config.get("tasks") or {"duplicates": {}})["duplicates"].items():
         if number:
             said = f"{number} documents of {task} ask the same as an earlier one and are left out"
             context.emit(stage.name, "progress", {}, said)
-    shares = _shares(context, declared, work, counts)
+    shares = _shares(context, declared, folder, counts)
     farm(context, stage, shares, ("right", "wrong"))
     with context.phase("statistics"):
-        marked = _contaminated(context, declared, work, counts)
+        marked = _contaminated(context, declared, folder, counts)
         rows = (
             row | _mark(row, marked) | _price(row, declared.prices)
             for share in shares
             for row in outcomes_of(share)
         )
-        written = write_outcomes(folder, rows, _items(work, counts))
-        prompts = {each["item_hash"]: prompt_of(each) for each in _items(work, counts)}
+        written = write_outcomes(folder, rows, _items(folder, counts))
+        prompts = {each["item_hash"]: prompt_of(each) for each in _items(folder, counts)}
         summary = summarise(
             written,
             confidence=declared.confidence,
@@ -84,10 +84,10 @@ def _gather(context: RunContext, declared: EvaluateStage) -> Iterator[Row]:
             yield of_dataset(row, name, declared.max_tokens)
 
 
-def _items(work: Path, counts: Mapping[str, int]) -> Iterator[Row]:
+def _items(folder: Path, counts: Mapping[str, int]) -> Iterator[Row]:
     for kind in KINDS:
         if counts[kind]:
-            yield from read_items(work, kind)
+            yield from read_items(folder, kind)
 
 
 def _candidates(context: RunContext, declared: EvaluateStage) -> list[Candidate]:
@@ -125,7 +125,7 @@ def _candidate(context: RunContext, given: Any) -> Candidate:
 
 
 def _shares(
-    context: RunContext, declared: EvaluateStage, work: Path, counts: Mapping[str, int]
+    context: RunContext, declared: EvaluateStage, folder: Path, counts: Mapping[str, int]
 ) -> list[Share]:
     """A share for each candidate and kind of item; those of one kind of actor follow one another."""
     shares = []
@@ -136,13 +136,13 @@ def _shares(
             recipe = OutcomeRecipe(
                 candidate.name, candidate.key, candidate.adapter, declared.seed, declared.drawn
             )
-            journal = RowJournal(context.store, candidate.key)
-            wanted = [w.row_key for each in read_items(work, kind) for w in recipe.work(each)]
+            journal = RowJournal(context.store, candidate.key, KEPT)
+            wanted = [w.row_key for each in read_items(folder, kind) for w in recipe.work(each)]
             shares.append(
                 Share(
                     engines=_asked(context, declared, candidate, kind),
                     recipe=recipe,
-                    items=items_path(work, kind),
+                    items=items_path(folder, kind),
                     journal=journal,
                     total=len(wanted),
                     finished=partial(_finished, journal, wanted),
@@ -160,7 +160,7 @@ def _asked(
     context: RunContext, declared: EvaluateStage, candidate: Candidate, kind: str
 ) -> Callable[[], Sequence[Any]]:
     if candidate.endpoint is not None:
-        return partial(_endpoint, context, candidate.endpoint, RowJournal(context.store, candidate.key))
+        return partial(_endpoint, context, candidate.endpoint, RowJournal(context.store, candidate.key, KEPT))
     if kind == "choice":
         return partial(context.scorers, candidate.model, declared.scorers)
     return partial(context.engines, candidate.model, declared.engines, **candidate.drafting)
@@ -183,7 +183,7 @@ def outcomes_of(share: Share) -> Iterator[Row]:
 
 
 def _contaminated(
-    context: RunContext, declared: EvaluateStage, work: Path, counts: Mapping[str, int]
+    context: RunContext, declared: EvaluateStage, folder: Path, counts: Mapping[str, int]
 ) -> dict[str, frozenset[str]]:
     """By candidate, the hashes of items that stand in what it was trained on, where that is known."""
     if declared.contamination is None:
@@ -192,7 +192,7 @@ def _contaminated(
     return {
         name: frozenset(
             contaminated(
-                _items(work, counts), training_texts(context.store, artifact), declared.contamination.n
+                _items(folder, counts), training_texts(context.store, artifact), declared.contamination.n
             )
         )
         for name, artifact in artifacts.items()

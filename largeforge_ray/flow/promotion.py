@@ -47,7 +47,7 @@ def make_router(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
         "live": [e["name"] for e in table["experts"]],
         "probe": probe,
         "gate": decision.reason,
-        "decision": decision.numbers,
+        "gates": {declared.candidate: decision.numbers},
     }
 
 

@@ -73,11 +73,16 @@ class EventLog:
 
 
 class Registry:
-    """``clock`` gives seconds since the epoch. A log with nothing in it begins with the experts of
-    ``seed``."""
+    """``clock`` gives seconds since the epoch. A log with nothing in it begins with the experts of ``seed``,
+    and ``gates``, by expert, is what their gates decided on."""
 
     def __init__(
-        self, log: EventLog, seed: Iterable[Expert], clock: Callable[[], float], rules: Rules | None = None
+        self,
+        log: EventLog,
+        seed: Iterable[Expert],
+        clock: Callable[[], float],
+        rules: Rules | None = None,
+        gates: Mapping[str, Any] | None = None,
     ) -> None:
         self._log, self._clock, self._rules = log, clock, rules or Rules()
         self.events: list[Event] = log.replay()
@@ -90,7 +95,9 @@ class Registry:
         self._routers: dict[str, tuple[RouterReport, float]] = {}
         if not self.events:
             for expert in seed:
-                self._change(expert, expert.state, "it came with the router", "seed")
+                gate = (gates or {}).get(expert.name)
+                evidence = None if gate is None else {"gate": gate}
+                self._change(expert, expert.state, "it came with the router", "seed", evidence)
 
     @property
     def entries(self) -> tuple[Entry, ...]:

@@ -33,15 +33,16 @@ Row = dict[str, Any]
 
 
 class RowJournal:
-    """Rows of one stage below ``journal/<key>/``. Any number of processes may append at once.
+    """Rows of one stage below ``journal/<key>/``, or of what else has a key, below another ``root``. Any
+    number of processes may append at once.
 
     A row has a ``row_key`` (text), an ``error`` (text, or None if it succeeded) and any other fields of
     JSON values or bytes. A field that only some rows of an append have reads as None in the others.
     """
 
-    def __init__(self, store: Store, key: str) -> None:
+    def __init__(self, store: Store, key: str, root: str = "journal") -> None:
         self.store = store
-        self.folder = f"journal/{key[:SHORT]}"
+        self.folder = f"{root}/{key[:SHORT]}"
 
     def append(self, rows: Sequence[Row]) -> None:
         """Keep the rows; they are on the disk when this returns.

@@ -216,12 +216,11 @@ def manifest(folder: Path, items: Path, *, scorers: int) -> Path:
 
 
 def shards(store: Store) -> Iterator[list[str]]:
-    """The keys in each file of the journals, in whatever state the run is."""
-    for path in store.list("journal"):
+    """The keys in each file of kept outcomes, in whatever state the run is."""
+    for path in (file for folder in store.list("outcomes") for file in store.list(folder)):
         if path.endswith(".parquet"):
-            yield pq.read_table(pa.BufferReader(store.read_bytes(path)), columns=["row_key"])[
-                "row_key"
-            ].to_pylist()
+            data = pa.BufferReader(store.read_bytes(path))
+            yield pq.read_table(data, columns=["row_key"])["row_key"].to_pylist()
 
 
 def finished(store: Store) -> int:

@@ -95,6 +95,7 @@ def check_population(artifact: Artifact, store: Store) -> None:
     assert all("history" not in store.get(t["key"]).config for t in plain)
 
 
+@pytest.mark.slow
 def test_in_a_population_a_hopeless_trial_goes_on_from_a_good_one(home: Path, tmp_path: Path) -> None:
     run = attempt(tmp_path, write_manifest(home, tmp_path, "chat", **POPULATION))
     artifact = adapter(run)

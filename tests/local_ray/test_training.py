@@ -116,7 +116,8 @@ def long_manifest(home: Path, folder: Path) -> Path:
     return write_manifest(home, folder, "chat", **settings)
 
 
-@pytest.mark.parametrize("victim", [pytest.param("driver", marks=pytest.mark.slow), "ray::RayTrainWorker"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["driver", "ray::RayTrainWorker"])
 def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(
     victim: str, home: Path, unbroken: Artifact, tmp_path: Path
 ) -> None:

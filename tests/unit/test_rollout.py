@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,13 @@ class Clock:
 
 def registry(folder: Path, clock: Clock) -> Registry:
     return Registry(EventLog(open_store(folder), "registry/r"), [BASE], clock)
+
+
+def test_an_expert_that_came_with_the_router_brings_its_gates_numbers(tmp_path: Path) -> None:
+    log = EventLog(open_store(tmp_path), "registry/g")
+    made = Registry(log, [BASE], time.time, gates={BASE.name: {"gain": 0.1, "low": 0.02}})
+    assert made.events[0].evidence == {"gate": {"gain": 0.1, "low": 0.02}}
+    assert Registry(log, [BASE], time.time).events == made.events
 
 
 def report(sequence: int = 1, **more: Any) -> ReplicaReport:
