@@ -5,6 +5,7 @@ Keys follow from inputs alone, so the whole plan is known before anything starts
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from largeforge_ray.flow.doctor import require_sandbox
 from largeforge_ray.flow.encoders import find_encoder
 from largeforge_ray.flow.weights import weigh_models
 from largeforge_ray.models.hardware import Hardware
+from largeforge_ray.models.loadable import why_not_loadable
 from largeforge_ray.models.prune import count_layers
 from largeforge_ray.models.source import ModelSource, locate
 from largeforge_ray.models.tokenizer import tokenizer_hash
@@ -107,6 +109,8 @@ def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
         planned[stage.name] = _plan_stage(stage, manifest, planned, store, folder, weights)
         _check_taught_here(stage, manifest, sources)
         _check_hidden_here(stage, planned, sources)
+        if not planned[stage.name].cached:
+            _check_served_here(stage, sources["base"])
     if not any("base" in stage.inputs for stage in planned.values()):
         # Where endpoints teach, nothing loads a model.
         del planned["base"]
@@ -149,6 +153,15 @@ def _check_hidden_here(
     layers = count_layers(source) if source is not None else None
     if layers is not None:
         stage.check_layers(layers)
+
+
+def _check_served_here(stage: StageBase, base: ModelSource) -> None:
+    """A model that its engine does not know is refused now if its folder is here, else when it is served."""
+    if not isinstance(stage, PromoteStage) or base.folder is None:
+        return
+    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    if why := why_not_loadable(config, stage.backend):
+        raise ConfigError(f"stage '{stage.name}' cannot serve {base.name}: {why}")
 
 
 def _plan_stage(

@@ -39,8 +39,13 @@ ROOMY = Hardware(cpus=8, gpus=0, memory_gib=64.0, disk_gib=100.0)
 def write_model(folder: Path, value: float = 0.0, size: int = 8) -> None:
     """A folder that looks like a saved model; nothing loads it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    write_config(folder, "LlamaForCausalLM", "llama")
     save_file({"weight": np.full(size, value, np.float32)}, folder / "model.safetensors")
+
+
+def write_config(folder: Path, architecture: str, model_type: str) -> None:
+    config = {"architectures": [architecture], "model_type": model_type}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def write_prompts(path: Path, number: int = 4) -> None:
@@ -310,6 +315,15 @@ def test_what_could_not_be_trained_or_served_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(ForgeError, match=said):
         planned(home, store, old, new)
+
+
+def test_a_model_that_its_engine_does_not_know_is_refused_with_what_would_serve_it(
+    home: Path, store: Store
+) -> None:
+    write_config(home / "model", "GPTNeoForCausalLM", "gpt_neo")
+    with pytest.raises(ConfigError, match=r"stage 'live' cannot serve .*GPTNeo.*; set backend: transformers"):
+        planned(home, store)
+    assert planned(home, store, "kind: promote", "kind: promote\n    backend: transformers")["live"]
 
 
 def test_a_preset_is_another_way_to_write_its_values(home: Path, store: Store) -> None:
