@@ -13,7 +13,7 @@ from largeforge_ray.models.likelihood import Likelihood
 from largeforge_ray.types import ChoiceRequest, ChoiceScores
 
 SLOTS = 256
-"""Enough requests for their neighbours in a pass to share beginnings; twice as many share little more."""
+"""Requests asked at once: the more there are, the more of a pass begin alike."""
 PRECISION = {"cpu": "float32", "cuda": "bfloat16"}
 
 

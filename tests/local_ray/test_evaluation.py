@@ -29,13 +29,10 @@ FACTS = (
     ("Which of these is a colour?", ("seven", "loud", "green", "slow"), 2),
     ("Where do fish live?", ("in trees", "in books", "in fire", "in water"), 3),
     ("What is frozen water called?", ("ice", "sand", "smoke", "oil"), 0),
-    ("Which animal barks?", ("the cat", "the dog", "the hen", "the cow"), 1),
-    ("What do we read?", ("shoes", "spoons", "books", "hats"), 2),
-    ("Which of these can fly?", ("a stone", "a fish", "a table", "a bird"), 3),
 )
 
 
-TASKS = ("mmlu", "arc_easy", "arc_challenge", "truthfulqa_mc1", "truthfulqa_mc2")
+TASKS = ("mmlu", "arc_challenge", "truthfulqa_mc1", "truthfulqa_mc2")
 
 
 def documents(folder: Path) -> Path:
@@ -50,7 +47,7 @@ def documents(folder: Path) -> Path:
         }
         for i, (q, c, a) in enumerate(FACTS)
     ]
-    for name in ("mmlu", "arc_easy", "arc_challenge"):
+    for name in ("mmlu", "arc_challenge"):
         (folder / name).mkdir(parents=True)
         (folder / name / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "truthfulqa").mkdir()
@@ -85,7 +82,9 @@ def test_scores_are_printed_and_written_as_page_markdown_and_json(scored: tuple[
     folder, done = scored
     assert done.code == 0, done.out + done.err
     summary = json.loads((folder / "scores" / "evaluation.json").read_text())
-    assert {task: cells["base"]["n"] for task, cells in summary["tasks"].items()} == dict.fromkeys(TASKS, 8)
+    assert {task: cells["base"]["n"] for task, cells in summary["tasks"].items()} == dict.fromkeys(
+        TASKS, len(FACTS)
+    )
     assert set(summary["tasks"]["mmlu"]["base"]["slices"]) == {"miscellaneous", "nutrition"}
     assert "<html" in (folder / "scores" / "evaluation.html").read_text()
     assert "| " in (folder / "scores" / "evaluation.md").read_text()
@@ -99,7 +98,7 @@ def test_every_outcome_is_what_lm_eval_makes_of_the_same_model(scored: tuple[Pat
     store = open_store(folder / "forge")
     rows = read_outcomes(store.fetch(store.get("outcomes")))
     ours = {(row["task"], row["item_id"]): json.loads(row["scores"]) for row in rows}
-    model = HFLM(pretrained=str(store.fetch(store.get("base"))), device="cpu", dtype="float32", batch_size=4)
+    model = HFLM(pretrained=str(store.fetch(store.get("base"))), device="cpu", dtype="float32", batch_size=32)
     seen = 0
     for name in TASKS:
         for item_id, theirs in harness_scores(model, name, folder):
@@ -109,19 +108,23 @@ def test_every_outcome_is_what_lm_eval_makes_of_the_same_model(scored: tuple[Pat
                     metric,
                 )
                 seen += 1
-    assert seen >= 8 * len(TASKS)
+    assert seen >= len(FACTS) * len(TASKS)
 
 
 def harness_scores(model: Any, name: str, folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """lm-eval's own requests, run and metrics, by the names of our items."""
     from lm_eval.evaluator import evaluate as run
 
+    from largeforge_ray.evaluate.harness import read_config
     from largeforge_ray.evaluate.tasks import LIBRARY, _parts
 
     source = f"data/{'truthfulqa' if name.startswith('truthfulqa') else name}"
     entry = LibraryTask(name=name, source=source, num_fewshot=0)
     for part in _parts(entry, LIBRARY[name], folder):
         label = part.task.config.task
+        if name == "truthfulqa_mc2":  # of which we leave the scoring to our own judge
+            whole = read_config(LIBRARY[name].config)
+            part.task.config.process_results = whole["process_results"]
         result = run(lm=model, task_dict={label: part.task}, log_samples=True, bootstrap_iters=0)
         for sample in result["samples"][label]:
             theirs = {
@@ -134,13 +137,13 @@ def test_asked_again_for_less_nothing_is_computed(scored: tuple[Path, Done]) -> 
     folder, first = scored
     again = evaluate(folder, "--limit", "4")
     assert again.code == 0, again.err
-    assert "20 rows were already in the journal" in again.out
+    assert "16 rows were already in the journal" in again.out
     assert "engine start" not in again.out
     assert again.seconds < first.seconds
 
 
 def test_what_cannot_be_asked_is_refused_with_its_line_before_anything_runs(tmp_path: Path) -> None:
-    data = documents(tmp_path / "data") / "arc_easy" / "test.jsonl"
+    data = documents(tmp_path / "data") / "arc_challenge" / "test.jsonl"
     lines = data.read_text().splitlines()
     data.write_text("\n".join([*lines[:2], json.dumps(json.loads(lines[2]) | {"answer": 7}), *lines[3:]]))
     done = evaluate(tmp_path)
@@ -182,7 +185,7 @@ def test_a_killed_evaluation_computes_what_is_missing_with_another_number_of_act
 def many_items(folder: Path, number: int) -> Path:
     path = folder / "facts.jsonl"
     rows = (
-        {"question": f"{FACTS[i % 8][0]} ({i})", "choices": FACTS[i % 8][1], "answer": FACTS[i % 8][2]}
+        {"question": f"{FACTS[i % 5][0]} ({i})", "choices": FACTS[i % 5][1], "answer": FACTS[i % 5][2]}
         for i in range(number)
     )
     path.write_text("\n".join(map(json.dumps, rows)))
