@@ -138,7 +138,7 @@ def replay(store_url: str, outcomes: str, reference: str, live: str | None, samp
     """Print what every policy of a router would have got, and what the served app makes of the same items."""
     import asyncio
 
-    from largeforge_ray.evaluate.items import read_items
+    from largeforge_ray.evaluate.items import items_path, read_items
     from largeforge_ray.evaluate.matrix import build_matrix, read_columns
     from largeforge_ray.evaluate.outcomes import prompt_of, read_outcomes
     from largeforge_ray.evaluate.replay import decide_all
@@ -150,6 +150,8 @@ def replay(store_url: str, outcomes: str, reference: str, live: str | None, samp
     folder = store.fetch(_of_kind(store, outcomes, "outcomes"))
     routed = store.fetch(_of_kind(store, reference, "router"))
     router, policies = parse_router((routed / "router.json").read_bytes()), Policies(routed)
+    if not items_path(folder, "generate").is_file():
+        raise ConfigError(f"outcomes '{outcomes}' were made before items lay beside them; evaluate again")
     items = [each for each in read_items(folder, "generate") if each["variant"] is None]
     asked = [*items, *(each for each in read_items(folder, "choice") if each["variant"] is None)]
     prompts = {each["item_hash"]: prompt_of(each) for each in asked}

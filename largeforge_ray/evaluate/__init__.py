@@ -1,29 +1,27 @@
 """The outcome matrix: every candidate answers every item once.
 
-from largeforge_ray.evaluate import OutcomeRecipe, paired_gain, score, write_outcomes
+from largeforge_ray.evaluate import OutcomeRecipe, write_items, write_outcomes
 
-run_farm(items, OutcomeRecipe(experts, task, sampling), ...)
-write_outcomes(folder, journal.rows(), items)
-score(outcomes, "tuned", confidence=0.95)            # accuracy with its interval
-paired_gain(outcomes, "tuned", "base", confidence=0.95)
+write_items(folder, task_items(entries, folder))      # published tasks, and the user's own
+recipe = OutcomeRecipe("tuned", key, adapter, seed=0)
+run_farm(folder / "choice.parquet", recipe, engines=scorers, journal=journal, ...)
+rows = write_outcomes(folder, journal.rows(), items)
+summarise(rows, confidence=0.95)                      # what report, gate and frontier read
 """
 
 from __future__ import annotations
 
-from largeforge_ray.evaluate.bootstrap import Interval, paired_gain, score
-from largeforge_ray.evaluate.outcomes import (
-    OutcomeRecipe,
-    qualities,
-    read_outcomes,
-    write_outcomes,
-)
+from largeforge_ray.evaluate.bootstrap import Interval, interval, paired_gain
+from largeforge_ray.evaluate.items import read_items, write_items
+from largeforge_ray.evaluate.outcomes import OutcomeRecipe, read_outcomes, write_outcomes
 
 __all__ = [
     "Interval",
     "OutcomeRecipe",
+    "interval",
     "paired_gain",
-    "qualities",
+    "read_items",
     "read_outcomes",
-    "score",
+    "write_items",
     "write_outcomes",
 ]

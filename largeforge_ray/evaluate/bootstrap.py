@@ -27,11 +27,6 @@ class Interval:
     n: int
 
 
-def score(quality: Mapping[str, float], *, confidence: float, seed: int = 0) -> Interval:
-    """Mean quality over items (item hash -> 0..1), resampling items."""
-    return interval([[quality[k] for k in sorted(quality)]], confidence=confidence, seed=seed)
-
-
 def paired_gain(
     candidate: Mapping[str, float], baseline: Mapping[str, float], *, confidence: float, seed: int = 0
 ) -> Interval:

@@ -167,16 +167,12 @@ def prompt_of(item: Mapping[str, Any]) -> str:
 
 
 def read_outcomes(folder: Path) -> list[dict[str, Any]]:
-    """The outcome rows of an artifact folder."""
+    """The outcome rows of an artifact folder; a field that it was written without is None."""
     import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = pq.read_table(folder / "outcomes.parquet").to_pylist()
-    return rows
-
-
-def qualities(rows: Iterable[Mapping[str, Any]], expert: str) -> dict[str, float]:
-    """Item hash -> quality of one expert."""
-    return {r["item_hash"]: r["quality"] for r in rows if r["expert"] == expert}
+    names = _schema().names
+    rows = pq.read_table(folder / "outcomes.parquet").to_pylist()
+    return [{name: row.get(name) for name in names} for row in rows]
 
 
 def key_of_endpoint(url: str, model: str) -> str:

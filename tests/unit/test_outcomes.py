@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from largeforge_ray.data.rows import decode_row
-from largeforge_ray.evaluate import OutcomeRecipe, qualities, read_outcomes, write_outcomes
+from largeforge_ray.evaluate import OutcomeRecipe, read_outcomes, write_outcomes
 from largeforge_ray.evaluate.items import item, items_path, write_items
 from largeforge_ray.teach import Work
 from largeforge_ray.types import ChoiceRequest, ChoiceScores, GenerateRequest, Generation, Sampling
@@ -147,10 +147,7 @@ def test_outcomes_survive_their_file_in_an_order_of_their_own(tmp_path: Path) ->
     read = read_outcomes(tmp_path)
     assert read == written
     assert [row["expert"] for row in read] == ["base", "tuned"] * 3
-    hashes = [each["item_hash"] for each in items]
-    assert qualities(read, "tuned") == dict.fromkeys(hashes, 1.0)
-    assert qualities(read, "base") == dict.fromkeys(hashes, 0.0)
-    assert qualities(read, "other") == {}
+    assert [row["quality"] for row in read] == [0.0, 1.0] * 3
     marks = {(r["item_id"], r["expert"]): r["contaminated"] for r in read}
     assert (marks["sums/1", "tuned"], marks["sums/0", "tuned"], marks["sums/1", "base"]) == (
         True,
@@ -161,6 +158,16 @@ def test_outcomes_survive_their_file_in_an_order_of_their_own(tmp_path: Path) ->
     again.mkdir()
     write_outcomes(again, reversed(rows), items)
     assert read_outcomes(again) == read
+
+
+def test_outcomes_of_a_store_from_before_a_field_was_there_are_read(tmp_path: Path) -> None:
+    work = BASE.work(asked(3))[0]
+    write_outcomes(tmp_path, [BASE.row(work, [right(3)])], [asked(3)])
+    file = tmp_path / "outcomes.parquet"
+    newer = ["slice", "group", "variant", "origin", "scores", "contaminated"]
+    pq.write_table(pq.read_table(file).drop(newer), file)
+    (row,) = read_outcomes(tmp_path)
+    assert (row["quality"], row["expert"], row["variant"], row["origin"]) == (1.0, "base", None, None)
 
 
 def test_the_items_lie_beside_their_outcomes(tmp_path: Path) -> None:

@@ -14,9 +14,13 @@ from safetensors.numpy import save_file
 from largeforge_ray.config.stages import PromoteStage
 from largeforge_ray.config.training import TrainStage
 from largeforge_ray.errors import ConfigError, DataError, ModelError
-from largeforge_ray.evaluate import Interval, bootstrap, paired_gain, score
+from largeforge_ray.evaluate import Interval, bootstrap, interval, paired_gain
 from largeforge_ray.promote import check_adapter, check_settings
 from largeforge_ray.promote.preflight import check_servable
+
+
+def score(quality: dict[str, float], *, confidence: float, seed: int = 0) -> Interval:
+    return interval([[quality[key] for key in sorted(quality)]], confidence=confidence, seed=seed)
 
 
 def hashes(number: int) -> list[str]:
