@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from largeforge_ray.models.hardware import engine_env
 
 
 def why_not_loadable(
@@ -45,6 +48,9 @@ def _causal_types() -> Mapping[str, Any]:
 
 
 def _vllm_has(architectures: list[str]) -> bool:
+    # Of an engine's environment only what keeps it quiet: the rest would reach every process started here.
+    for name in ("VLLM_LOGGING_LEVEL", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, engine_env()[name])
     from vllm.model_executor.models import ModelRegistry
 
     return not ModelRegistry.get_supported_archs().isdisjoint(architectures)
