@@ -20,10 +20,9 @@ RESTARTS = 20
 class EngineActor:
     """One engine in its own process. Calls in flight are repeated after a restart."""
 
-    def __init__(self, model_dir: str, max_model_len: int, max_lora_rank: int | None) -> None:
+    def __init__(self, model_dir: str, options: dict[str, Any]) -> None:
         handed = Path(tempfile.mkdtemp(prefix="largeforge-adapters-"))
-        sizes: dict[str, Any] = {"max_model_len": max_model_len, "max_lora_rank": max_lora_rank}
-        self._engine = SupervisedEngine(partial(Engine, model_dir, handed=handed, **sizes))
+        self._engine = SupervisedEngine(partial(Engine, model_dir, handed=handed, **options))
 
     async def start_seconds(self) -> float:
         return self._engine.start_seconds
@@ -44,11 +43,19 @@ class EngineActor:
         self._engine.shutdown()
 
 
-def start_engine(model_dir: str, *, max_model_len: int, max_lora_rank: int | None = None) -> Any:
-    """Start an engine actor and return its handle at once; the first call waits for the model."""
+def start_engine(model_dir: str, **options: Any) -> Any:
+    """Start an engine actor and return its handle at once; the first call waits for the model.
+
+    ``options`` are those of ``Engine``.
+    """
+    return model_actor(EngineActor).remote(model_dir, options)
+
+
+def model_actor(cls: type) -> Any:
+    """A class as an actor that holds a model, answers many callers at once and is started again by Ray."""
     import ray
 
-    actor = ray.remote(EngineActor).options(
+    return ray.remote(cls).options(
         name=None,
         num_cpus=1,
         num_gpus=1 if detect().gpus else 0,
@@ -56,4 +63,3 @@ def start_engine(model_dir: str, *, max_model_len: int, max_lora_rank: int | Non
         max_task_retries=RESTARTS,
         max_concurrency=1024,
     )
-    return actor.remote(model_dir, max_model_len, max_lora_rank)

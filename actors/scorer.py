@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from actors.engine import RESTARTS
+from actors.engine import model_actor
 from largeforge_ray.models.hardware import detect, threads_per_worker
 from largeforge_ray.models.likelihood import Likelihood
 from largeforge_ray.types import ChoiceRequest, ChoiceScores
@@ -64,14 +64,4 @@ class ScorerActor:
 
 def start_scorer(model_dir: str, *, max_model_len: int) -> Any:
     """Start a scorer actor and return its handle at once; the first call waits for the model."""
-    import ray
-
-    actor = ray.remote(ScorerActor).options(
-        name=None,
-        num_cpus=1,
-        num_gpus=1 if detect().gpus else 0,
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
-        max_concurrency=1024,
-    )
-    return actor.remote(model_dir, max_model_len)
+    return model_actor(ScorerActor).remote(model_dir, max_model_len)
