@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-unit test-all lint bench bench-train bench-teach bench-serve bench-eval lock clean
+.PHONY: help quickstart test test-unit test-all lint docs sbom audit bench bench-train bench-teach bench-serve bench-eval lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,22 @@ lint: $(VENV)/.installed ## ruff and mypy, nothing is changed
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+
+docs: $(VENV)/.installed ## write docs/reference.md anew, from the schemas
+	@$(PYTHON) -m largeforge_ray.config.reference >docs/reference.md
+
+sbom: $(VENV)/.installed ## list every locked package with its licence, as CycloneDX, in build/sbom.cdx.json
+	@mkdir -p build && $(PYTHON) requirements/sbom.py >build/sbom.cdx.json
+
+# An environment of its own: what it needs would move packages of the lock.
+$(VENV)/audit/bin/pip-audit: | $(VENV)/.installed
+	$(PYTHON) -m venv --clear $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit==2.10.1
+
+# The index knows no local versions such as torch's +cpu. --strict: a package that cannot be looked up fails, too.
+audit: $(VENV)/audit/bin/pip-audit ## ask the package index which locked packages have known vulnerabilities
+	@mkdir -p build && sed 's/+[a-z0-9.]*$$//' requirements/cpu.txt requirements/source.txt >build/audit.txt
+	$< --strict --disable-pip --no-deps --progress-spinner off --requirement build/audit.txt
 
 # These want a folder of rows: python -m benchmarks.objectives --data DIR
 WANT_ROWS = $(addprefix benchmarks/,objectives.py soft_labels.py router_quality.py eval_ratios.py outcome_matrix.py)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.models.engine import Engine
-from largeforge_ray.models.hardware import detect, engine_slots
+from largeforge_ray.models.hardware import engine_slots, gpus_each
 from largeforge_ray.models.supervised import SupervisedEngine
 from largeforge_ray.types import GenerateRequest, Generation, ScoreRequest, TokenScores
 
@@ -58,7 +58,7 @@ def model_actor(cls: type) -> Any:
     return ray.remote(cls).options(
         name=None,
         num_cpus=1,
-        num_gpus=1 if detect().gpus else 0,
+        num_gpus=gpus_each(),
         max_restarts=RESTARTS,
         max_task_retries=RESTARTS,
         max_concurrency=1024,

@@ -13,9 +13,9 @@ def start_pack(job: PackJob) -> Any:
     """Start a pack and return its handle at once; the first call waits for the model."""
     import ray
 
-    from largeforge_ray.models.hardware import detect
+    from largeforge_ray.models.hardware import gpus_each
 
     actor = ray.remote(Pack).options(
-        num_cpus=1, num_gpus=1 if detect().gpus else 0, max_restarts=RESTARTS, max_task_retries=RESTARTS
+        num_cpus=1, num_gpus=gpus_each(), max_restarts=RESTARTS, max_task_retries=RESTARTS
     )
     return actor.remote(job)

@@ -113,7 +113,7 @@ def likelihood(model_dir: Path, data: Path, number: int, pairs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Ratios of evaluation.")
     parser.add_argument("--data", type=Path, required=True, help="The folder of the benchmarks.")
-    parser.add_argument("--items", type=int, default=60, help="Of each ratio; generation takes up to 32.")
+    parser.add_argument("--items", type=int, default=64, help="Of each ratio.")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--only", choices=["generation", "likelihood"], help="Leave the other out.")
     options = parser.parse_args()
@@ -128,7 +128,7 @@ def main() -> None:
         if options.only != "generation":
             likelihood(folder, data, options.items, options.pairs)
         if options.only != "likelihood":
-            generation(folder, data, min(options.items, 32), options.pairs)
+            generation(folder, data, options.items, options.pairs)
 
 
 if __name__ == "__main__":

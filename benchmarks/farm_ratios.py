@@ -130,7 +130,7 @@ def farm(
 
     journal = RowJournal(open_store(folder / "forge"), f"{time.time_ns():064d}"[::-1])
     started = time.perf_counter()
-    run_farm(items, recipe, engines=[engine], journal=journal, total=total, on_batch=lambda rows: None)
+    run_farm(str(items), recipe, engines=[engine], journal=journal, total=total, on_batch=lambda rows: None)
     seconds = time.perf_counter() - started
     return sorted(journal.rows(), key=lambda r: int(r["prompt_id"])), seconds
 

@@ -80,7 +80,7 @@ def run(folder: Path, number: int) -> dict[str, Any]:
         session.connect()
         engine = ray.remote(StubEngine).options(num_cpus=0, max_concurrency=1024).remote()
         started = time.perf_counter()
-        run_farm(items, recipe, engines=[engine], journal=journal, total=number, on_batch=on_batch)
+        run_farm(str(items), recipe, engines=[engine], journal=journal, total=number, on_batch=on_batch)
         farming = time.perf_counter() - started
     started = time.perf_counter()
     assert len(journal.index()) == number

@@ -21,13 +21,14 @@ from starlette.responses import Response
 from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.errors import ConfigError
 from largeforge_ray.keyfile import hash_of, read_keys, read_token
+from largeforge_ray.observe.logs import dress_handlers
 from largeforge_ray.promote.views import RouterReport, View
 from largeforge_ray.routing import Expert, Policies, Router
 from largeforge_ray.routing.experts import ModelGroup, model_groups, parse_router
 from serve_apps.admin import Admin
 from serve_apps.door import Door, listen
 from serve_apps.fleet import Fleet
-from serve_apps.keys import KeyRing
+from serve_apps.keys import KeyRing, require_keys
 from serve_apps.loop import LoopThread
 from serve_apps.meters import RayMeters
 from serve_apps.ports import Limits
@@ -60,6 +61,9 @@ class ForgeArgs(BaseModel):
         "127.0.0.1", description="Where engines listen for routers; on several nodes 0.0.0.0."
     )
     routers: int = Field(1, ge=1, description="Router processes; they share the port.")
+    router_cpus: float = Field(
+        0.0, ge=0, description="CPUs set aside for a router; more than 0 keeps it off a head without any."
+    )
     min_replicas: int = Field(1, ge=0, description="0: an idle engine is stopped, and started by a request.")
     max_replicas: int = Field(1, ge=1)
     upscale_delay_s: float = Field(5.0, ge=0)
@@ -90,6 +94,7 @@ class RouterDeployment:
 
     def __init__(self, router: Router, key: str, handles: dict[str, Any], args: ForgeArgs) -> None:
         """``key`` is the router artifact's, whose files the policies read."""
+        dress_handlers("ray.serve")
         context = serve.get_replica_context()
         self._name, self._args = context.replica_id.unique_id, args
         self._registry = RegistryClient(context.app_name, args.store, key)
@@ -188,10 +193,12 @@ def build_app(args: ForgeArgs) -> serve.Application:
     """Read the router artifact and bind its deployments.
 
     Raises ``StoreError`` if the artifact is not there and ``ConfigError`` if its table, the keys or the admin
-    token are wrong.
+    token are wrong, or others could reach the routers' port and no keys are asked for.
     """
     from largeforge_ray.store import open_store
 
+    if args.port:
+        require_keys(args.host, args.keys)
     if args.keys:
         read_keys(Path(args.keys))
     if args.admin_token:
@@ -213,7 +220,7 @@ def build_app(args: ForgeArgs) -> serve.Application:
     deployment = RouterDeployment.options(
         num_replicas=args.routers,
         graceful_shutdown_timeout_s=args.request_timeout_s,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": args.router_cpus},
     )
     return deployment.bind(router, artifact.key, handles, args)
 
@@ -230,7 +237,7 @@ app = build_app
 
 
 def _engine(router: str, group: ModelGroup, args: ForgeArgs) -> serve.Application:
-    from largeforge_ray.models.hardware import detect
+    from largeforge_ray.models.hardware import gpus_each
 
     deployment = serve.deployment(
         ExpertEngine,
@@ -250,7 +257,7 @@ def _engine(router: str, group: ModelGroup, args: ForgeArgs) -> serve.Applicatio
         health_check_timeout_s=10,
         # Answers under way end first, however long they may take.
         graceful_shutdown_timeout_s=args.request_timeout_s + 10,
-        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if detect().gpus else 0},
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus_each()},
     )
     return deployment.bind(
         args.store,

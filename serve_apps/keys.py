@@ -1,11 +1,13 @@
-"""Lets requests in by their API keys."""
+"""Lets requests in by their API keys, and refuses to be open to all without."""
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import math
 from collections.abc import Callable
 
+from largeforge_ray.errors import ConfigError
 from largeforge_ray.keyfile import Key, hash_of
 from largeforge_ray.models.rate import RateLimit
 from serve_apps.openai_errors import invalid_key, no_key, too_many_at_once, too_often
@@ -47,3 +49,16 @@ class KeyRing:
         if not found:
             raise invalid_key() if authorization else no_key()
         return found[0]
+
+
+def require_keys(host: str, keys: str | None) -> None:
+    """Raise ``ConfigError`` if other machines reach ``host`` and nobody has to show a key."""
+    try:
+        closed = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        closed = host == "localhost"
+    if not closed and keys is None:
+        raise ConfigError(
+            f"host {host} is open to other machines and no keys are asked for; make some with "
+            "`largeforge keys new NAME` and give their file as --keys, or listen on 127.0.0.1"
+        )

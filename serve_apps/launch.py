@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 import urllib.error
@@ -69,7 +68,6 @@ def start(args: ForgeArgs) -> str:
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
-    require_keys(args.host, args.keys)
     app = build_app(args)
     try:
         serve.start(proxy_location="Disabled")
@@ -101,19 +99,6 @@ def _answers(url: str) -> bool:
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     return False
-
-
-def require_keys(host: str, keys: str | None) -> None:
-    """Raise ``ConfigError`` if other machines reach ``host`` and nobody has to show a key."""
-    try:
-        closed = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        closed = host == "localhost"
-    if not closed and keys is None:
-        raise ConfigError(
-            f"host {host} is open to other machines and no keys are asked for; make some with "
-            "`largeforge keys new NAME` and give their file as --keys, or listen on 127.0.0.1"
-        )
 
 
 def _reason(error: Exception) -> str:

@@ -18,6 +18,7 @@ from contextlib import aclosing
 from typing import Any
 
 from largeforge_ray.models.speculation import SpeculationNumbers
+from largeforge_ray.observe.logs import dress_handlers
 from largeforge_ray.promote.views import Entry, ReplicaReport
 from largeforge_ray.routing.experts import Expert, ModelGroup
 from serve_apps.door import Door, listen
@@ -106,6 +107,7 @@ class ExpertEngine:
     ) -> None:
         from ray import serve
 
+        dress_handlers("ray.serve")
         context = serve.get_replica_context()
         self._name, self._token = context.replica_id.unique_id, secrets.token_urlsafe(24)
         self._registry, self._group = RegistryClient(context.app_name, store, router), group
@@ -122,6 +124,7 @@ class ExpertEngine:
         from serve_apps.engine import start_engine
 
         group, self._store = self._group, open_store(store)
+        socket = listen(host, 0)  # before the engine, so that a wrong address fails at once
         self._engine = start_engine(
             group.backend,
             self._store.fetch(self._store.get(group.model_key)),
@@ -134,7 +137,6 @@ class ExpertEngine:
             **self._drafting(),
         )
         self._app = ReplicaApp(self._engine, self._token, ADMITTED * max_num_seqs)
-        socket = listen(host, 0)
         self._address = f"{_reachable(host)}:{socket.getsockname()[1]}"
         self._door = Door(self._app, socket)
         self._syncing = asyncio.create_task(self._keep_in_step())

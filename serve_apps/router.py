@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
+from largeforge_ray.observe import logs
 from largeforge_ray.routing import Expert, Observation, Policies, Router, user_turns
 from largeforge_ray.routing.breaker import Breaker
 from largeforge_ray.routing.cascade import confidence, escalates
@@ -112,6 +113,7 @@ class Front:
         request_id = given or f"chatcmpl-{uuid.uuid4().hex}"
         if not given:  # Serve's proxy gives one and echoes it; a second would reach the client as "a, a"
             exchange.added["x-request-id"] = request_id
+        logs.configure(request_id=request_id)
         try:
             await self._dispatch(exchange, request_id)
         except ApiError as error:
@@ -230,7 +232,10 @@ class Front:
         expert = self._table.router.expert(decision.chosen) if decision else None
         if decision is None or expert is None:
             raise unknown_model(wanted, self._table.names)
-        logger.info("routed to expert=%s policy=%s: %s", expert.name, decision.policy, decision.reason)
+        told = {"expert": expert.name, "policy": decision.policy}
+        logger.info(
+            "routed to expert=%s policy=%s: %s", *told.values(), decision.reason, extra={"facts": told}
+        )
         return expert, decision
 
     def _states(self) -> dict[str, ExpertState]:

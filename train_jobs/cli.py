@@ -11,6 +11,8 @@ import click
 
 from actors.session import polite_exit
 from train_jobs.experts import experts
+from train_jobs.submitting import submit
+from train_jobs.top import top
 
 MANIFEST = click.argument("manifest", type=click.Path(path_type=Path))
 STORE = click.option(
@@ -30,6 +32,8 @@ def cli() -> None:
       largeforge run MANIFEST               run it; the same command again does only what is missing
       largeforge eval --tasks mmlu          score a model on published tasks
       largeforge serve                      serve what was promoted, with an OpenAI-compatible API
+      largeforge submit MANIFEST            run it as a job on a cluster, and show its log
+      largeforge top                        watch runs, experts and workers
 
     The cluster is the one in RAY_ADDRESS, or a local one that is started and stopped for you.
     """
@@ -175,7 +179,8 @@ def serve(store: str, router: str, port: int, settings: tuple[str, ...], **optio
     os.execv(command[0], command)
 
 
-cli.add_command(experts)
+for command in (experts, submit, top):
+    cli.add_command(command)
 
 
 @cli.group()

@@ -58,10 +58,10 @@ def run_loaded(loaded: Any, store: Any, folder: Path) -> Any:
     from actors.scorer import start_scorer
     from largeforge_ray.flow import Tools, make_plan, run_plan
     from largeforge_ray.observe import write_report
-    from train_jobs.console import Console
+    from train_jobs.console import open_console
 
     started = time.monotonic()
-    console = Console()
+    console = open_console()
     try:
         # It sets how quiet the libraries are, before planning imports some.
         with ray_session(console.say) as session:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from largeforge_ray.observe import logs
 from largeforge_ray.observe.words import point
 from largeforge_ray.types import RunEvent
 
@@ -22,6 +24,36 @@ SHOWN = (
     "prefix_hits",
     "usd",
 )
+
+
+logger = logging.getLogger(__name__)
+
+
+def open_console() -> Console | LogLines:
+    """Where a run's events go: to a person's terminal, or into log lines with LARGEFORGE_LOG=json."""
+    return LogLines() if logs.wanted() else Console()
+
+
+class LogLines:
+    """A run's events as JSON lines on standard output; numbers that are lists or tables stay in the store."""
+
+    def __init__(self) -> None:
+        logs.dress_handlers()
+
+    def say(self, text: str) -> None:
+        logger.info(text)
+
+    def listen(self, event: RunEvent) -> None:
+        """Log one event, and let what other loggers say from here on carry its run and stage."""
+        logs.configure(run=event.run, stage=event.stage)
+        numbers = {k: v for k, v in event.numbers.items() if isinstance(v, int | float | str)}
+        level = logging.ERROR if event.kind == "failed" else logging.INFO
+        logger.log(
+            level, event.message or event.kind, extra={"facts": {"kind": event.kind, "numbers": numbers}}
+        )
+
+    def close(self) -> None:
+        """Nothing is held back."""
 
 
 class Console:

@@ -94,8 +94,8 @@ def _watch(router: Router, name: str, artifact: str) -> None:
 class Router:
     """A router's HTTP API; raises ``StageError`` with the router's own words."""
 
-    def __init__(self, url: str, token: str) -> None:
-        self._url, self._token = url, token
+    def __init__(self, url: str, token: str, timeout_s: float = 120) -> None:
+        self._url, self._token, self._timeout_s = url, token, timeout_s
 
     def cards(self) -> list[dict[str, Any]]:
         return list(self.ask("GET", "/v1/experts")["data"])
@@ -108,7 +108,7 @@ class Router:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self._url}{path}", data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=120) as reply:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:
                 return dict(json.loads(reply.read()))
         except urllib.error.HTTPError as error:
             raise StageError(_words(error.read()) or f"{path}: HTTP {error.code}") from None

@@ -40,7 +40,9 @@ def summarise(
     ``rows`` is read twice, so a file larger than memory is given as something that opens it anew each time.
     ``prompts`` maps an item's hash to its text, for the items shown. ``accuracy`` is mean quality over items,
     each the mean of its samples; tokens, seconds, cost and errors are sums over all that was asked, variants
-    too. Raises ``DataError`` if an expert has no outcomes of a task it answered variants of.
+    too, and a cost is None if an answer's is unknown.
+
+    Raises ``DataError`` if an expert has no outcomes of a task it answered variants of.
     """
     rows = list(rows) if isinstance(rows, Iterator) else rows
     scores: dict[tuple[str, str], dict[str, array[float]]] = {}
@@ -93,13 +95,18 @@ def _cell(part: Columns, confidence: float, seed: int) -> dict[str, Any]:
         "prompt_tokens": int(np.nansum(numbers["prompt_tokens"])),
         "completion_tokens": tokens,
         "seconds": seconds,
-        "cost": float(np.nansum(numbers["cost"])),
+        "cost": _spent(numbers["cost"]),
         "tokens_per_s": tokens / seconds if seconds > 0 else None,
         **_variants(part, items_U, quality_U, confidence, seed),
         "groups": _by(plain, "group", confidence, seed),
         "slices": _by(plain, "slice", confidence, seed),
         "pass_at": _pass_at(plain),
     }
+
+
+def _spent(cost_R: Floats) -> float | None:
+    """None unless every answer's is known: a part of a bill is no bill."""
+    return None if np.isnan(cost_R).any() else float(cost_R.sum())
 
 
 def _accuracy(quality_U: Floats, confidence: float, seed: int) -> dict[str, Any]:
@@ -154,8 +161,11 @@ def _overall(
     """Every task weighs the same."""
     mine = [part for (_, name), part in cells.items() if name == expert]
     quality = [part.take(part.of("variant", None)).by_item()[1] for part in mine]
-    sums = {f: float(sum(np.nansum(part.numbers_R[f]) for part in mine)) for f in ("cost", "seconds")}
-    return _shown(interval(quality, confidence=confidence, seed=seed)) | sums
+    spent = {
+        "cost": _spent(np.concatenate([part.numbers_R["cost"] for part in mine])),
+        "seconds": float(sum(np.nansum(part.numbers_R["seconds"]) for part in mine)),
+    }
+    return _shown(interval(quality, confidence=confidence, seed=seed)) | spent
 
 
 def _comparisons(matrix: Matrix, confidence: float, seed: int, baseline: str | None) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from largeforge_ray.config.stages import PromoteStage
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.teaching import Endpoint
 from largeforge_ray.flow.plan import Plan, PlannedStage
-from largeforge_ray.models.hardware import detect
+from largeforge_ray.models.hardware import gpus_each
 from largeforge_ray.observe import EventLog
 from largeforge_ray.store import Artifact, Store
 from largeforge_ray.types import RunEvent
@@ -74,11 +75,16 @@ class RunContext:
         """The local, verified folder of the artifact a reference names."""
         return self.store.fetch(self.artifact(reference.split(".")[0]))
 
-    def engine(self, model_folder: Path | None = None) -> Any:
-        """An engine's actor handle, ready for requests: of the base and its adapters, or of another model."""
-        return self.engines(model_folder, 1)[0]
+    def address(self, reference: str) -> str:
+        """Where the artifact a reference names is, for a process on any machine (``store.local_folder``)."""
+        return self.store.address(self.artifact(reference.split(".")[0]))
 
-    def engines(self, model_folder: Path | None, number: int, **drafting: Any) -> list[Any]:
+    def engine(self, model: str | None = None) -> Any:
+        """An engine's actor handle, ready for requests: of the base and its adapters, or of another model,
+        by its address."""
+        return self.engines(model, 1)[0]
+
+    def engines(self, model: str | None, number: int, **drafting: Any) -> list[Any]:
         """As ``engine``, several of one model, which may draft.
 
         There are engines of one model at a time, because two do not fit a small machine: asking for another
@@ -86,21 +92,21 @@ class RunContext:
         """
         start = partial(
             self.tools.start_engine,
-            str(model_folder or self.folder("base")),
+            model or self.address("base"),
             max_model_len=self.manifest.model.max_model_len,
-            max_lora_rank=self._max_lora_rank() if model_folder is None else None,
+            max_lora_rank=self._max_lora_rank() if model is None else None,
             **drafting,
         )
-        return self._workers(("engine", model_folder, str(drafting)), start, number)
+        return self._workers(("engine", model, str(drafting)), start, number)
 
-    def scorers(self, model_folder: Path | None, number: int) -> list[Any]:
+    def scorers(self, model: str | None, number: int) -> list[Any]:
         """Actors that score given texts, of the base and its adapters or of another model; as ``engines``."""
         start = partial(
             self.tools.start_scorer,
-            str(model_folder or self.folder("base")),
+            model or self.address("base"),
             max_model_len=self.manifest.model.max_model_len,
         )
-        return self._workers(("scorer", model_folder), start, number)
+        return self._workers(("scorer", model), start, number)
 
     def endpoint(self, config: Endpoint, spent_usd: float) -> Any:
         """The actor that asks an endpoint; ``spent_usd`` is what finished rows have cost."""
@@ -138,13 +144,33 @@ class RunContext:
         """Stop the engines if ``processes`` would wait for ever for the CPUs or GPUs that those hold."""
         import ray
 
-        device, resources = "GPU" if detect().gpus else "CPU", cast(Any, ray).cluster_resources
+        device, resources = "GPU" if gpus_each() else "CPU", cast(Any, ray).cluster_resources
         if self._engines and resources().get(device, 0.0) < processes + len(self._engines):
             self.close_engines()
 
     def work_folder(self, stage: PlannedStage) -> Path:
         """A folder on this machine that outlives a killed run, for a stage that resumes from files."""
         return scratch_root(self.store) / "work" / stage.key[:16]
+
+    def work_address(self, stage: PlannedStage) -> str:
+        """The same for what processes on other machines write."""
+        return (
+            str(self.work_folder(stage)) if self.store.is_local else f"{self.store.url}/work/{stage.key[:16]}"
+        )
+
+    def shared(self, stage: PlannedStage, file: Path) -> str:
+        """The address of a file that other machines read until ``end_work``."""
+        if self.store.is_local:
+            return str(file)
+        rel = f"work/{stage.key[:16]}/{file.name}"
+        self.store.write_bytes(rel, file.read_bytes())
+        return f"{self.store.url}/{rel}"
+
+    def end_work(self, stage: PlannedStage) -> None:
+        """Remove both folders."""
+        shutil.rmtree(self.work_folder(stage), ignore_errors=True)
+        if not self.store.is_local:
+            self.store.remove(f"work/{stage.key[:16]}")
 
 
 def stop_engine(engine: Any) -> None:

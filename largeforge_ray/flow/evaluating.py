@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,14 +30,14 @@ KEPT = "outcomes"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Who answers. ``model`` is the folder of a whole model, None for the base, on which ``adapter`` is.
+    """Who answers. ``model`` is the address of a whole model, None for the base, on which ``adapter`` is.
 
     ``key`` stands for what answers in the outcomes' keys; ``drafting`` is what an engine is told of a draft.
     """
 
     name: str
     key: str
-    model: Path | None
+    model: str | None
     adapter: str | None
     drafting: Mapping[str, Any]
     endpoint: Endpoint | None = None
@@ -53,14 +53,15 @@ def make_outcomes(context: RunContext, stage: PlannedStage, folder: Path) -> dic
         if number:
             said = f"{number} documents of {task} ask the same as an earlier one and are left out"
             context.emit(stage.name, "progress", {}, said)
-    shares = _shares(context, declared, folder, counts)
-    farm(context, stage, shares, ("right", "wrong"))
+    shares = _shares(context, stage, declared, folder, counts)
+    farm(context, stage, [share for _, share in shares], ("right", "wrong"))
+    context.end_work(stage)
     with context.phase("statistics"):
         marked = _contaminated(context, declared, folder, counts)
         rows = (
             row | _mark(row, marked) | _price(row, declared.prices)
-            for share in shares
-            for row in outcomes_of(share)
+            for kind, share in shares
+            for row in _outcomes_of(share, read_items(folder, kind))
         )
         written = write_outcomes(folder, rows, _items(folder, counts))
         prompts = {each["item_hash"]: prompt_of(each) for each in _items(folder, counts)}
@@ -111,43 +112,45 @@ def _candidate(context: RunContext, given: Any) -> Candidate:
         return Candidate(given.name, key, None, None, {}, given.endpoint)
     planned, model, adapter = context.plan[given.model], None, None
     if planned.artifact_kind == "adapter":
-        adapter = str(context.folder(given.model))
+        adapter = context.address(given.model)
     elif given.model != "base":
-        model = context.folder(given.model)
+        model = context.address(given.model)
     if given.speculation is None:
         return Candidate(given.name, planned.key, model, adapter, {})
     from largeforge_ray.models.speculation import draft_source
 
     said, source = given.speculation.model_dump(mode="json"), draft_source(given.speculation)
-    draft = context.store.fetch(context.store.get(source)) if source else None
+    draft = context.store.address(context.store.get(source)) if source else None
     drafting = {"speculation": given.speculation, "draft_dir": draft}
     return Candidate(given.name, artifact_key("model", said, [planned.key]), model, adapter, drafting)
 
 
 def _shares(
-    context: RunContext, declared: EvaluateStage, folder: Path, counts: Mapping[str, int]
-) -> list[Share]:
-    """A share for each candidate and kind of item; those of one kind of actor follow one another."""
+    context: RunContext, stage: PlannedStage, declared: EvaluateStage, folder: Path, counts: Mapping[str, int]
+) -> list[tuple[str, Share]]:
+    """A share for each kind of item and candidate; those of one kind of actor follow one another."""
     shares = []
     # One expert after the other: a batch with a single adapted request runs at the adapter's pace.
     candidates = _candidates(context, declared)
     for kind in KINDS:
-        for candidate in candidates if counts[kind] else ():
+        if not counts[kind]:
+            continue
+        items = context.shared(stage, items_path(folder, kind))
+        for candidate in candidates:
             recipe = OutcomeRecipe(
                 candidate.name, candidate.key, candidate.adapter, declared.seed, declared.drawn
             )
             journal = RowJournal(context.store, candidate.key, KEPT)
             wanted = [w.row_key for each in read_items(folder, kind) for w in recipe.work(each)]
-            shares.append(
-                Share(
-                    engines=_asked(context, declared, candidate, kind),
-                    recipe=recipe,
-                    items=items_path(folder, kind),
-                    journal=journal,
-                    total=len(wanted),
-                    finished=partial(_finished, journal, wanted),
-                )
+            share = Share(
+                engines=_asked(context, declared, candidate, kind),
+                recipe=recipe,
+                items=items,
+                journal=journal,
+                total=len(wanted),
+                finished=partial(_finished, journal, wanted),
             )
+            shares.append((kind, share))
     return shares
 
 
@@ -171,11 +174,10 @@ def _endpoint(context: RunContext, endpoint: Endpoint, journal: RowJournal) -> l
     return [context.endpoint(endpoint, spent)]
 
 
-def outcomes_of(share: Share) -> Iterator[Row]:
+def _outcomes_of(share: Share, items: Iterable[Row]) -> Iterator[Row]:
     """A share's rows under its expert's name: the journal may hold more, and knows the key alone."""
     recipe = share.recipe
     assert isinstance(recipe, OutcomeRecipe)
-    items = read_items(share.items.parent, share.items.stem)
     wanted = {work.row_key for each in items for work in recipe.work(each)}
     for row in share.journal.rows():
         if row["row_key"] in wanted:

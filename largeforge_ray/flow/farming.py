@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from largeforge_ray.errors import StageError
@@ -20,13 +19,13 @@ from largeforge_ray.teach import Recipe, run_farm
 class Share:
     """A part of a stage's rows: who is asked, started when it is that part's turn, and for what.
 
-    There are ``total`` rows to make of ``items``, a Parquet file; ``finished`` counts those that the
-    ``journal`` holds.
+    There are ``total`` rows to make of ``items``, the address of a Parquet file; ``finished`` counts those
+    that the ``journal`` holds.
     """
 
     engines: Callable[[], Sequence[Any]]
     recipe: Recipe
-    items: Path
+    items: str
     journal: RowJournal
     total: int
     finished: Callable[[], int]

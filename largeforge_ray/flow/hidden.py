@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.teaching import Teacher, TeachStage
 from largeforge_ray.data.rows import HIDDEN
 from largeforge_ray.flow.context import RunContext
-from largeforge_ray.models.hardware import detect
+from largeforge_ray.models.hardware import gpus_each
 from largeforge_ray.teach.prompts import show_teacher
 
 READ_AT_ONCE = 16
@@ -21,10 +20,10 @@ NUMBER_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class HiddenStates:
-    """Which states are kept: of ``layers`` out of ``of``, each ``width`` wide. ``adapter`` is the teacher's
-    folder if it is one."""
+    """Which states are kept: of ``layers`` out of ``of``, each ``width`` wide. ``model`` is an address, as is
+    ``adapter`` if the teacher is one."""
 
-    model: Path
+    model: str
     adapter: str | None
     layers: list[int]
     of: int
@@ -52,9 +51,9 @@ class HiddenStates:
         # It takes an engine's place, and no row is asked for any more.
         context.close_engines()
         actor: Any = ray.remote(StateReader).options(
-            num_cpus=1, num_gpus=1 if detect().gpus else 0, max_restarts=3, max_task_retries=3
+            num_cpus=1, num_gpus=gpus_each(), max_restarts=3, max_task_retries=3
         )
-        reader = actor.remote(str(self.model), self.adapter, self.layers, detect().device)
+        reader = actor.remote(self.model, self.adapter, self.layers, "cuda" if gpus_each() else "cpu")
         with context.phase("hidden states"):
             every = iter(rows)
             while block := list(islice(every, READ_AT_ONCE)):
@@ -66,13 +65,19 @@ class HiddenStates:
         ray.kill(reader)
 
 
-def hidden_states(declared: TeachStage, model: Path, adapter: str | None) -> HiddenStates:
-    """What ``declared`` wants of the teacher in ``model``. Raises ``ConfigError`` for layers it lacks."""
+def hidden_states(declared: TeachStage, context: RunContext, model: str, adapter: str | None) -> HiddenStates:
+    """What ``declared`` wants of the teacher, whose ``model`` is that of a stage. Raises ``ConfigError`` for
+    layers it lacks."""
     import transformers
 
     assert declared.hidden is not None
-    config: Any = transformers.AutoConfig.from_pretrained(model)
+    config: Any = transformers.AutoConfig.from_pretrained(context.folder(model))
     declared.check_layers(config.num_hidden_layers)
     return HiddenStates(
-        model, adapter, declared.hidden, config.num_hidden_layers, config.hidden_size, declared.teacher
+        context.address(model),
+        adapter,
+        declared.hidden,
+        config.num_hidden_layers,
+        config.hidden_size,
+        declared.teacher,
     )

@@ -46,8 +46,11 @@ def make_merged(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
 def _in_a_task(job: MergeJob) -> dict[str, float]:
     import ray
     from ray.exceptions import RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(merge).options(num_cpus=1, max_retries=3)
+    # On this machine, where the stage's folder is, which may be a head without CPUs for tasks.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(merge).options(num_cpus=0, max_retries=3, scheduling_strategy=here)
     try:
         figures: dict[str, float] = ray.get(task.remote(job))
     except RayTaskError as error:

@@ -32,13 +32,18 @@ def probe_adapter(context: RunContext, name: str, folder: Path) -> dict[str, Any
         raise GateError(
             f"adapter {folder.name} has no {PROBE_FILE} to compare the engine with; train it again"
         ) from None
+    import ray
+
     # The engine gives a token, too.
     reference = beginnings(reference, context.manifest.model.max_model_len - 1)
     ids = reference["ids"]
     engine = context.engine()
     with context.phase("probe"):
         base = _logps(engine, ids, None)
-        adapted = _logps(engine, ids, str(folder))
+        files = {
+            p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors")
+        }
+        adapted = _logps(engine, ids, ray.get(engine.put_adapter.remote(files)))
     result = judge_logits(reference, base, adapted)
     context.emit(
         name,

@@ -38,16 +38,19 @@ def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[s
     reference = context.store.find("reference", reference_key(context, declared, tokens))
     job = PackJob(
         declared,
-        str(context.folder("base")),
-        str(context.store.fetch(tokens)),
-        str(context.store.fetch(reference)) if reference else None,
+        context.address("base"),
+        context.store.address(tokens),
+        context.store.address(reference) if reference else None,
     )
     hosts = [context.tools.start_pack(job) for _ in range(declared.processes)]
-    storage = context.work_folder(stage)
+    storage = context.work_address(stage)
     board = context.tools.start_board()
     with context.phase("trials"), tracked(context, stage) as trackers:
         heard = _Heard(context, stage.name, declared, board, trackers)
-        trials = run_beside(lambda: run_sweep(declared, hosts, storage=storage, board=board), heard.read)
+        trials = run_beside(
+            lambda: run_sweep(declared, hosts, storage=storage, kept=context.work_folder(stage), board=board),
+            heard.read,
+        )
     keys = [_publish(context, stage, declared, trial) for trial in trials]
     # One that was stopped has not been at its last, small steps, and holds no reference for the probe.
     best = min(trials, key=lambda t: (t.stopped, t.held_out))
@@ -58,7 +61,7 @@ def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[s
         # They hold the CPUs and GPUs that an engine needs.
         ray.kill(host)
     probe = {"probe": probe_adapter(context, stage.name, folder)} if is_probed(declared) else {}
-    shutil.rmtree(storage)
+    context.end_work(stage)
     return probe | {
         "algorithm": declared.algorithm.name,
         "trials": table,

@@ -19,14 +19,14 @@ from largeforge_ray.config.teaching import (
 )
 from largeforge_ray.data import count_rows, read_rows
 from largeforge_ray.data.forms import prompt_turns
-from largeforge_ray.data.rows import part_path, write_split
+from largeforge_ray.data.rows import write_split
 from largeforge_ray.data.split import is_test_of_part
 from largeforge_ray.errors import StageError
 from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.farming import Share, farm
 from largeforge_ray.flow.hidden import HiddenStates, hidden_states
 from largeforge_ray.flow.plan import PlannedStage, part_of
-from largeforge_ray.models.hardware import detect
+from largeforge_ray.models.hardware import gpus_each
 from largeforge_ray.models.tokenizer import tokenizer_hash
 from largeforge_ray.store import RowJournal
 from largeforge_ray.teach import products
@@ -47,8 +47,8 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
     """Let the teacher answer, keep what checks and filters accept, and write what is made of it."""
     declared = context.manifest.stage(stage.name)
     assert isinstance(declared, TeachStage)
-    items = part_path(context.folder(declared.prompts), part_of(declared, "prompts"))
-    total = count_rows(items.parent, items.stem) * declared.samples
+    part = part_of(declared, "prompts")
+    total = count_rows(context.folder(declared.prompts), part) * declared.samples
     hidden = _hidden(context, declared)
     if hidden is not None:
         context.emit(stage.name, "progress", {}, hidden.words(total))
@@ -56,7 +56,7 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
     share = Share(
         engines=partial(_engines, context, stage, declared),
         recipe=recipe_for(context, declared),
-        items=items,
+        items=f"{context.address(declared.prompts)}/{part}.parquet",
         journal=journal,
         total=total,
         finished=lambda: len(journal.index()),
@@ -125,19 +125,19 @@ def recipe_for(context: RunContext, declared: TeachStage) -> AnswerRecipe:
 
 
 def _teacher(context: RunContext, declared: TeachStage) -> tuple[str, str | None]:
-    """The teacher's key, and its folder if it is an adapter."""
+    """The teacher's key, and its address if it is an adapter."""
     model = declared.teacher.model
     if isinstance(model, Endpoint):
         return f"{model.model} at {model.url}", None
     planned = context.plan[model]
-    return planned.key, str(context.folder(model)) if planned.artifact_kind == "adapter" else None
+    return planned.key, context.address(model) if planned.artifact_kind == "adapter" else None
 
 
 def _hidden(context: RunContext, declared: TeachStage) -> HiddenStates | None:
     if declared.hidden is None:
         return None
     _, adapter = _teacher(context, declared)
-    return hidden_states(declared, context.folder(_whole_model(context, declared)), adapter)
+    return hidden_states(declared, context, _whole_model(context, declared), adapter)
 
 
 def _whole_model(context: RunContext, declared: TeachStage) -> str:
@@ -154,7 +154,7 @@ def _engines(context: RunContext, stage: PlannedStage, declared: TeachStage) -> 
         spent = sum(row["usd"] for row in journal.rows()) if model.max_usd else 0.0
         return [context.endpoint(model, spent)]
     whole = _whole_model(context, declared)
-    return context.engines(None if whole == "base" else context.folder(whole), declared.engines)
+    return context.engines(None if whole == "base" else context.address(whole), declared.engines)
 
 
 def _filters(context: RunContext, declared: TeachStage) -> Any:
@@ -216,9 +216,9 @@ def _scored(context: RunContext, reward_model: str, rows: Iterable[Row]) -> Iter
 
     # It takes an engine's place, and no row is asked for any more.
     context.close_engines()
-    actor: Any = ray.remote(RewardModel).options(num_cpus=1)
-    base = str(context.folder("base"))
-    judge = actor.remote(base, str(context.folder(reward_model)), "bfloat16", detect().device)
+    actor: Any = ray.remote(RewardModel).options(num_cpus=1, num_gpus=gpus_each())
+    base, reward = context.address("base"), context.address(reward_model)
+    judge = actor.remote(base, reward, "bfloat16", "cuda" if gpus_each() else "cpu")
     with context.phase("reward"):
         every = iter(rows)
         while block := list(islice(every, SCORED_AT_ONCE)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,9 +39,9 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
     teacher, teacher_adapter = start_teacher(context, declared)
     job = TrainJob(
         stage=declared,
-        model_dir=str(context.folder(declared.model)),
-        tokens_dir=str(context.store.fetch(tokens)),
-        reference_dir=str(context.store.fetch(reference)) if reference else None,
+        model_dir=context.address(declared.model),
+        tokens_dir=context.store.address(tokens),
+        reference_dir=context.store.address(reference) if reference else None,
         board=context.tools.start_board(),
         engine=rollout_engine(context, declared),
         reward_dir=reward_dir(context, declared),
@@ -52,10 +51,11 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
     if lora and preset:
         words = f"LoRA preset {preset}: rank {lora.rank}, alpha {lora.alpha:g}, {' and '.join(lora.targets)}"
         context.emit(stage.name, "progress", {}, words)
-    storage = context.work_folder(stage)
     with context.store.staging("reference", key) as kept, tracked(context, stage) as trackers:
         notes = _Notes(context, stage.name, declared, counts, trackers)
-        result = train(job, storage=storage, target=folder, on_note=notes.take, reference=kept)
+        result = train(
+            job, storage=context.work_address(stage), target=folder, on_note=notes.take, reference=kept
+        )
         if reference is None and any(kept.iterdir()):
             parents = [tokens.key, context.plan[declared.model].key]
             context.store.publish("reference", key, f"{stage.name}-reference", parents, {}, kept)
@@ -63,7 +63,7 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
         stop_engine(teacher)
     context.phases["training"] = round(time.monotonic() - notes.began, 2)
     probe = {"probe": probe_adapter(context, stage.name, folder)} if is_probed(declared) else {}
-    shutil.rmtree(storage)
+    context.end_work(stage)
     return probe | {
         "algorithm": declared.algorithm.name,
         "steps": result.steps,
@@ -93,7 +93,7 @@ def make_tokens(context: RunContext, declared: Training) -> Any:
     name = declared.data.split(".")[0]
     dataset, model = context.artifact(name), context.plan[declared.model]
     longest = declared.max_tokens - declared.algorithm.answer_tokens
-    spec = TokenSpec(str(context.folder(declared.model)), declared.algorithm, longest)
+    spec = TokenSpec(context.address(declared.model), declared.algorithm, longest)
     part = part_of(declared, "data")
     config = {
         "form": declared.algorithm.form,
@@ -103,7 +103,9 @@ def make_tokens(context: RunContext, declared: Training) -> Any:
     if declared.algorithm.taught:
         # The teacher's own tokens, and not those of its text.
         config["taught"] = declared.algorithm.taught
-        check_vocabulary(dataset.metrics.get("tokenizer"), tokenizer_hash(Path(spec.model_dir)), name)
+        check_vocabulary(
+            dataset.metrics.get("tokenizer"), tokenizer_hash(context.folder(declared.model)), name
+        )
     if isinstance(declared.algorithm, Grpo):
         # Rows without a check are refused where nothing else judges.
         config["checked"] = declared.algorithm.reward_model is None
@@ -130,29 +132,29 @@ def rollout_engine(context: RunContext, declared: Training) -> Any:
 
 
 def start_teacher(context: RunContext, declared: Training) -> tuple[Any, str | None]:
-    """The engine that scores the student's answers, and the teacher's folder if it is an adapter. A whole
+    """The engine that scores the student's answers, and the teacher's address if it is an adapter. A whole
     model has an engine of its own beside the student's."""
     if not isinstance(declared.algorithm, OnPolicy):
         return None, None
     name = declared.algorithm.teacher
     planned = context.plan[name]
     if planned.artifact_kind == "adapter":
-        return context.engine(), str(context.folder(name))
+        return context.engine(), context.address(name)
     if name == "base":
         return context.engine(), None
     with context.phase("teacher start"):
         teacher = context.tools.start_engine(
-            str(context.folder(name)), max_model_len=context.manifest.model.max_model_len
+            context.address(name), max_model_len=context.manifest.model.max_model_len
         )
         # It asks for the student's engine next, which takes as long to start.
         return teacher, None
 
 
 def reward_dir(context: RunContext, declared: Training) -> str | None:
-    """The folder of the reward model that judges, if one does."""
+    """The address of the reward model that judges, if one does."""
     if not isinstance(declared.algorithm, Grpo) or declared.algorithm.reward_model is None:
         return None
-    return str(context.folder(declared.algorithm.reward_model))
+    return context.address(declared.algorithm.reward_model)
 
 
 def reference_key(context: RunContext, declared: Training, tokens: Artifact) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.errors import ModelError
 from largeforge_ray.models.hardware import engine_args, engine_env
+from largeforge_ray.store import local_folder
 from largeforge_ray.types import GenerateRequest, Generation, Likeliest, ScoreRequest, TokenScores
 
 HANDED_ADAPTERS = 2
@@ -30,7 +31,7 @@ class EngineDied(RuntimeError):
 
 
 class Engine:
-    """One loaded model. ``max_model_len`` is in tokens and covers prompt and answer.
+    """One loaded model, at an address. ``max_model_len`` is in tokens and covers prompt and answer.
 
     ``handed`` is the folder for adapters that are handed over as files, one of its own if None. ``draft_dir``
     holds the model that drafts, if ``speculation`` names one.
@@ -47,7 +48,7 @@ class Engine:
         max_lora_rank: int | None = None,
         handed: Path | None = None,
         speculation: Speculation | None = None,
-        draft_dir: Path | None = None,
+        draft_dir: str | None = None,
     ) -> None:
         started = time.monotonic()
         os.environ.update(engine_env())
@@ -55,11 +56,11 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         args = engine_args(
-            Path(model_dir),
+            local_folder(model_dir),
             max_model_len=max_model_len,
             max_lora_rank=max_lora_rank,
             speculation=speculation,
-            draft_dir=draft_dir,
+            draft_dir=None if draft_dir is None else local_folder(draft_dir),
         )
         # What is asked about tokens is bounded by who asks: only our own code does.
         self._llm: Any = AsyncLLM.from_engine_args(
@@ -218,8 +219,9 @@ class Engine:
 
         async with self._loading:
             if folder not in self._adapters:
+                here = await asyncio.to_thread(local_folder, folder)
                 handle = LoRARequest(
-                    lora_name=Path(folder).name, lora_int_id=next(self._numbers), lora_path=folder
+                    lora_name=here.name, lora_int_id=next(self._numbers), lora_path=str(here)
                 )
                 try:
                     await self._llm.add_lora(handle)

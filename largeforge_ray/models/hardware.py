@@ -11,9 +11,10 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from largeforge_ray.config.speculation import Speculation
+from largeforge_ray.errors import ConfigError
 from largeforge_ray.models.engine_life import BOUND
 from largeforge_ray.models.speculation import speculation_args
 
@@ -49,6 +50,28 @@ def detect(folder: Path | None = None) -> Hardware:
         memory_gib=_available_memory_bytes() / GIB,
         disk_gib=shutil.disk_usage(probe).free / GIB,
     )
+
+
+DEVICE = "LARGEFORGE_DEVICE"
+"""Environment variable: ``cpu`` or ``cuda``, for a cluster whose autoscaler has yet to start GPU nodes."""
+
+
+def gpus_each() -> int:
+    """GPUs that an engine or a training worker asks Ray for: one if the cluster has any, which this process's
+    machine need not. Without a cluster it goes by this machine.
+
+    Raises ``ConfigError`` for another value of ``DEVICE``.
+    """
+    import ray
+
+    if wanted := os.environ.get(DEVICE):
+        if wanted not in ("cpu", "cuda"):
+            raise ConfigError(f"{DEVICE} is {wanted!r}; set it to cpu or cuda, or leave it to what there is")
+        return int(wanted == "cuda")
+    if ray.is_initialized():
+        resources: dict[str, float] = cast(Any, ray).cluster_resources()
+        return int(resources.get("GPU", 0) >= 1)
+    return int(detect().gpus > 0)
 
 
 def _available_memory_bytes() -> int:
@@ -143,8 +166,6 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def _lora_rank_bucket(rank: int) -> int:
-    from largeforge_ray.errors import ConfigError
-
     for bucket in LORA_RANKS:
         if rank <= bucket:
             return bucket

@@ -20,6 +20,7 @@ from typing import Any
 
 from largeforge_ray.errors import DataError, ModelError
 from largeforge_ray.models.token_tree import Tree, lay_out
+from largeforge_ray.store import local_folder
 from largeforge_ray.types import ChoiceRequest, ChoiceScores
 
 WEIGHTS = "adapter_model.safetensors"
@@ -75,11 +76,13 @@ class Likelihood:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-            Path(model_dir), trust_remote_code=False
-        )
+        folder = local_folder(model_dir)
+        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            Path(model_dir), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
         )
         self._model.eval().to(device)
         self._device, self._max_model_len = device, max_model_len
@@ -241,7 +244,7 @@ class Likelihood:
                 self._model.disable_adapters()
             return
         if folder not in self._adapters:
-            self._adapters[folder] = self._load(Path(folder))
+            self._adapters[folder] = self._load(local_folder(folder))
         handle = self._adapters[folder]
         if isinstance(handle, ModelError):
             raise handle

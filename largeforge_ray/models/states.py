@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from largeforge_ray.data.chat import chat_ids
+from largeforge_ray.store import local_folder
 from largeforge_ray.types import Message
 
 AT_ONCE = 8
@@ -22,15 +22,16 @@ class StateReader:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+        folder = local_folder(model_dir)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            Path(model_dir), dtype=torch.bfloat16, use_safetensors=True
+            folder, dtype=torch.bfloat16, use_safetensors=True
         )
         if adapter is not None:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, adapter)
+            model = PeftModel.from_pretrained(model, local_folder(adapter))
         self._model = model.eval().to(device)
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self._layers, self._device = list(layers), device
 
     def states(self, asked: Sequence[tuple[Sequence[Message], Sequence[int]]]) -> list[Any]:

@@ -17,6 +17,7 @@ todo = wanted - journal.done()
 
 from __future__ import annotations
 
+from largeforge_ray.store.address import local_folder
 from largeforge_ray.store.artifact import Artifact
 from largeforge_ray.store.journal import RowJournal
 from largeforge_ray.store.keys import artifact_key
@@ -27,6 +28,7 @@ __all__ = [
     "open_store",
     "Store",
     "Artifact",
+    "local_folder",
     "artifact_key",
     "RowJournal",
     "lineage_tree",

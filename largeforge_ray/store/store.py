@@ -229,6 +229,18 @@ class Store:
             folder = _verified[mark] = self._files.fetch(artifact)
         return folder
 
+    def address(self, artifact: Artifact) -> str:
+        """Where its files are, for ``local_folder`` on any machine: the verified folder of a local store, or
+        the URL of its data."""
+        return str(self.fetch(artifact)) if self.is_local else self._files.at(artifact.data)
+
+    def at(self, kind: str, short: str) -> Artifact:
+        """The artifact in the folder that is named by the first digits of its key."""
+        artifact = self._load(f"artifacts/{kind}/{short}")
+        if artifact is None:
+            raise StoreError(f"{self.url} holds no artifact {kind}/{short}; run the manifest again")
+        return artifact
+
     def _load(self, location: str) -> Artifact | None:
         record = self._files.read(f"{location}/{RECORD}")
         return None if record is None else parse_record(record, self._files.at(f"{location}/{RECORD}"))

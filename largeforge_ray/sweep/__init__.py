@@ -3,7 +3,7 @@
 from largeforge_ray.sweep import Pack, PackJob, Trial, run_sweep
 
 hosts = [start_pack(PackJob(stage, model_dir, tokens_dir))]      # actors around Pack
-trials = run_sweep(stage, hosts, storage=folder)  # goes on where a killed one was
+trials = run_sweep(stage, hosts, storage=address, kept=folder)  # goes on where a killed one was
 best = min(trials, key=lambda t: t.held_out)                     # its adapter is in best.folder
 """
 

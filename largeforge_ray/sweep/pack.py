@@ -15,6 +15,7 @@ from typing import Any
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.training import TrainStage
 from largeforge_ray.models.hardware import threads_per_worker
+from largeforge_ray.store import local_folder
 from largeforge_ray.sweep.files import read_files, write_files
 from largeforge_ray.train.bench import Bench
 from largeforge_ray.train.checkpoint import Progress, load_checkpoint, load_reference, save_checkpoint
@@ -48,14 +49,14 @@ class Pack:
         torch.set_num_threads(threads_per_worker(job.stage.processes))
         self._job = job
         self._bench = Bench(job.stage, job.model_dir)
-        self._reference = load_reference(Path(job.reference_dir) if job.reference_dir else None)
+        self._reference = load_reference(local_folder(job.reference_dir) if job.reference_dir else None)
         self._runners: dict[str, _Runner] = {}
 
     def join(self, name: str, stage: TrainStage, files: dict[str, bytes] | None = None) -> None:
         """Take a trial in, new or as its checkpoint's ``files`` left it."""
         self.leave(name)
         lane = self._bench.add_lane(stage, name)
-        runner = _Runner(Course(self._bench, lane, Path(self._job.tokens_dir)))
+        runner = _Runner(Course(self._bench, lane, local_folder(self._job.tokens_dir)))
         if files:
             with tempfile.TemporaryDirectory(prefix="largeforge-lane-") as folder:
                 write_files(Path(folder), files)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from largeforge_ray.config.sweeping import Asha, Grid, Median, Optuna, Pbt, Range, SweepStage
 from largeforge_ray.errors import StageError
+from largeforge_ray.store.address import for_arrow
 from largeforge_ray.sweep.lane_trial import TRIAL_FILE, trial_class
 
 METRIC = "held_out"
@@ -49,22 +49,26 @@ def run_sweep(
     stage: SweepStage,
     hosts: list[Any],
     *,
-    storage: Path,
+    storage: str,
+    kept: Path,
     board: Any = None,
 ) -> list[Trial]:
     """Run or go on with a sweep. ``hosts`` are handles of pack actors; ``board`` hears every measurement.
+
+    ``storage`` is an address that every node can write to; the trials' folders are below ``kept``, if that is
+    not this machine's.
 
     Raises ``StageError`` if a trial failed for good, naming it and its cause.
     """
     from ray import tune
 
-    path = storage / "sweep"
+    path, files = for_arrow(f"{storage}/sweep")
     # What a killed trial's process raised, Tune logs with its trace although it restarts the trial.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     given = tune.with_parameters(trial_class(), hosts=hosts, stage=stage, board=board)
     # No CPU, or trials would wait for those the packs hold; Tune wants some resource to be named.
     trainable = tune.with_resources(given, {"CPU": 0, "memory": TRIAL_BYTES})
-    tuner = _restored(path, trainable)
+    tuner = _restored(path, files, trainable)
     if tuner is None:
         tuner = tune.Tuner(
             trainable,
@@ -81,8 +85,9 @@ def run_sweep(
                 trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
             ),
             run_config=tune.RunConfig(
-                name=path.name,
-                storage_path=str(path.parent),
+                name="sweep",
+                storage_path=path.removesuffix("/sweep"),
+                storage_filesystem=files,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=3),
                 checkpoint_config=tune.CheckpointConfig(
@@ -95,37 +100,41 @@ def run_sweep(
     grid = tuner.fit()
     if grid.num_errors:
         raise StageError(f"{grid.num_errors} of {len(grid)} trials failed: {grid.errors[0]}")
-    return sorted((_trial(grid[i]) for i in range(len(grid))), key=lambda t: t.held_out)
+    return sorted((_trial(grid[i], kept) for i in range(len(grid))), key=lambda t: t.held_out)
 
 
-def _restored(path: Path, trainable: Any) -> Any:
+def _restored(path: str, files: Any, trainable: Any) -> Any:
     """The sweep that was killed there, or None if none was, or it was killed before its first trial."""
+    from pyarrow.fs import LocalFileSystem
     from ray import tune
 
-    if not tune.Tuner.can_restore(str(path)):
+    if not tune.Tuner.can_restore(path, storage_filesystem=files):
         return None
     try:
-        return tune.Tuner.restore(str(path), trainable, resume_errored=True)
+        return tune.Tuner.restore(path, trainable, resume_errored=True, storage_filesystem=files)
     except (EOFError, pickle.UnpicklingError):
         # Tune does not write its own record in one piece; without it nothing has run yet.
-        shutil.rmtree(path)
+        (files or LocalFileSystem()).delete_dir(path)
         return None
 
 
-def _trial(result: Any) -> Trial:
-    metrics, folder = result.metrics, Path(result.checkpoint.path)
-    facts, kept = (
+def _trial(result: Any, kept: Path) -> Trial:
+    metrics, checkpoint = result.metrics, result.checkpoint
+    folder = Path(checkpoint.path)
+    if checkpoint.filesystem.type_name != "local":
+        folder = Path(checkpoint.to_directory(str(kept / Path(result.path).name)))
+    facts, told = (
         json.loads((folder / file).read_text(encoding="utf-8")) for file in ("progress.json", TRIAL_FILE)
     )
     return Trial(
-        name=kept["trial"],
+        name=told["trial"],
         point=json.loads(metrics["point"]),
         held_out=metrics[METRIC],
         step=metrics["step"],
         stopped=metrics["step"] < metrics["steps"],
         seconds=round(metrics["time_total_s"], 2),
         losses=facts["losses"],
-        history=kept["history"],
+        history=told["history"],
         figures=facts["held_out"],
         folder=folder,
     )

@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from largeforge_ray.data.rows import decode_row
 from largeforge_ray.errors import StageError
 from largeforge_ray.teach.asking import WANTED, start_asker
+from largeforge_ray.teach.reading import read_items
 from largeforge_ray.teach.work import Recipe
 
 FEWEST, MOST, BATCHES = 8, 256, 4000
@@ -27,8 +27,6 @@ SPARE = 3.0
 is there, and where lengths differ as lognormal ones do, half as many left an engine without work."""
 
 BLOCK_BYTES, READERS = 2**17, 2
-SHARE = 0.1
-"""CPUs of what mostly waits."""
 
 
 def batch_rows(total: int) -> int:
@@ -42,7 +40,7 @@ def batches_under_way(slots: int, batch: int) -> int:
 
 
 def run_farm(
-    items: Path,
+    items: str,
     recipe: Recipe,
     *,
     engines: Sequence[Any],
@@ -52,8 +50,9 @@ def run_farm(
 ) -> None:
     """Make every row that ``journal`` does not hold yet.
 
-    ``items`` is a dataset part (Parquet), ``engines`` actor handles with ``generate`` and ``slots``; about
-    ``total`` rows are made. ``on_batch`` gets the small numbers of each finished batch, in the driver.
+    ``items`` is the address of a dataset part (Parquet), ``engines`` are actor handles with ``generate`` and
+    ``slots``; about ``total`` rows are made. ``on_batch`` gets the small numbers of each finished batch, in
+    the driver.
 
     Raises ``StageError`` with the words of an engine that can go on no more, such as one whose money is
     spent.
@@ -72,7 +71,7 @@ def run_farm(
             on_batch(made)
 
 
-def missing_rows(items: Path, recipe: Recipe, journal: Any) -> Any:
+def missing_rows(items: str, recipe: Recipe, journal: Any) -> Any:
     """The lazy Ray dataset of the rows to make: their items, and in ``WANTED`` their keys."""
     import ray
 
@@ -87,11 +86,12 @@ def missing_rows(items: Path, recipe: Recipe, journal: Any) -> Any:
     # Few rows left to make are no mistake.
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
     missing = partial(_missing, recipe=recipe, done=ray.put(journal.index()))
-    # With equal shares Ray Data makes one task of reading and expanding.
-    share: Any = {"num_cpus": SHARE, "concurrency": READERS}
+    # Engines may hold every CPU. With equal shares Ray Data makes one task of reading and expanding.
+    share: Any = {"num_cpus": 0, "concurrency": READERS}
     with ray.data.DataContext.current(context):
-        items_read = ray.data.read_parquet(str(items), **share)
-        return items_read.map_batches(missing, batch_size=MOST, batch_format="pyarrow", **share)
+        return read_items(items, **share).map_batches(
+            missing, batch_size=MOST, batch_format="pyarrow", **share
+        )
 
 
 def _missing(items: Any, *, recipe: Recipe, done: Any) -> Any:

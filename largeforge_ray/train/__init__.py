@@ -4,7 +4,7 @@ from largeforge_ray.train import TokenSpec, TrainJob, train, write_tokens
 
 write_tokens(dataset, "train", TokenSpec(model_dir, stage.algorithm, 512), tokens, "train")
 job = TrainJob(stage=stage, model_dir=model_dir, tokens_dir=str(tokens))
-result = train(job, storage=folder, target=adapter, on_note=print)   # resumes what a killed run left
+result = train(job, storage=address, target=adapter, on_note=print)   # resumes what a killed run left
 result.losses, result.held_out                                       # and a PEFT folder in ``adapter``
 """
 

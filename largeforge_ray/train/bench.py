@@ -10,6 +10,7 @@ from typing import Any
 from largeforge_ray.config.training import DIVIDES_WEIGHTS
 from largeforge_ray.errors import ModelError
 from largeforge_ray.models.hardware import detect
+from largeforge_ray.store import local_folder
 from largeforge_ray.train.algorithms import objective_for
 from largeforge_ray.train.attention import register_attention
 from largeforge_ray.train.batch import Batch, check_packing, collate, score
@@ -38,9 +39,10 @@ class Bench:
     ) -> None:
         import torch
 
-        self.stage, self.model_dir, self.rank, self.workers = stage, model_dir, rank, workers
+        self.stage, self.rank, self.workers = stage, rank, workers
+        self.model_dir = str(local_folder(model_dir))
         self.device = torch.device(device or ("cuda" if detect().gpus else "cpu"))
-        self.model: Any = load_base(stage, model_dir, self.device)
+        self.model: Any = load_base(stage, self.model_dir, self.device)
         self.lanes: dict[str, Any] = {}
         self._linear = linear_names(self.model)
         self.parameters = sum(p.numel() for p in self.model.parameters())

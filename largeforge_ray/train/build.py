@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.errors import ForgeError, StageError
-from largeforge_ray.models.hardware import detect
+from largeforge_ray.models.hardware import gpus_each
+from largeforge_ray.store.address import for_arrow
 from largeforge_ray.train.background import run_beside
 from largeforge_ray.train.checkpoint import PRODUCT
 from largeforge_ray.train.loop import TrainJob, worker_loop
@@ -32,16 +33,18 @@ class TrainResult:
     curve: list[list[float]]
 
 
-def build_trainer(job: TrainJob, storage: Path) -> Any:
-    """A ``TorchTrainer`` whose run, started again on the same storage, continues where it was."""
+def build_trainer(job: TrainJob, storage: str) -> Any:
+    """A ``TorchTrainer`` whose run, started again on the same storage, continues where it was. ``storage`` is
+    an address that every node can write to."""
     from ray import train
     from ray.train import CheckpointConfig, FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     # The annotations are those of the class that this name stood for before elastic training.
     scaling: Any = train.ScalingConfig
-    gpus = detect().gpus > 0
+    gpus = gpus_each() > 0
     least, most = job.stage.bounds
+    path, files = for_arrow(storage)
     kept = CheckpointConfig(num_to_keep=job.stage.keep_checkpoints)
     if job.stage.keep == "best":
         # Ray Train keeps the newest beside the best, for a killed run to go on from.
@@ -58,7 +61,8 @@ def build_trainer(job: TrainJob, storage: Path) -> Any:
         ),
         run_config=RunConfig(
             name="train",
-            storage_path=str(storage),
+            storage_path=path,
+            storage_filesystem=files,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=kept,
         ),
@@ -68,7 +72,7 @@ def build_trainer(job: TrainJob, storage: Path) -> Any:
 def train(
     job: TrainJob,
     *,
-    storage: Path,
+    storage: str,
     target: Path,
     on_note: Callable[[dict[str, Any]], None],
     reference: Path | None = None,
@@ -79,7 +83,8 @@ def train(
 
     Raises ``StageError`` if the run fails for good; a ``ForgeError`` of a worker passes through.
     """
-    storage.mkdir(parents=True, exist_ok=True)
+    if "://" not in storage:
+        Path(storage).mkdir(parents=True, exist_ok=True)
     result = _fit(build_trainer(job, storage), job.board, on_note)
     if result.error is not None:
         raise _cause(result.error)

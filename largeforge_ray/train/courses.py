@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from largeforge_ray.store import local_folder
 from largeforge_ray.train.bench import Bench
 from largeforge_ray.train.judge import Judge, RewardModel, by_check
 from largeforge_ray.train.loop import Course, TrainJob
@@ -15,7 +15,7 @@ from largeforge_ray.train.rollout_course import RolloutCourse
 
 def course_for(job: TrainJob, bench: Bench, lane: Any) -> Course:
     """The course of a job."""
-    tokens, algorithm = Path(job.tokens_dir), lane.stage.algorithm
+    tokens, algorithm = local_folder(job.tokens_dir), lane.stage.algorithm
     if algorithm.form != "prompt":
         return Course(bench, lane, tokens)
     sampler: Sampler = LocalSampler(bench, lane)

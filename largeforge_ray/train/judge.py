@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from largeforge_ray.data.chat import chat_ids
+from largeforge_ray.store import local_folder
 from largeforge_ray.teach.verify import verify
 from largeforge_ray.train.attention import register_attention
 from largeforge_ray.train.batch import Encoded, collate
@@ -36,6 +37,7 @@ class RewardModel:
         import transformers
         from peft import PeftModel
 
+        model_dir, adapter = str(local_folder(model_dir)), str(local_folder(adapter))
         base: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
             model_dir,
             num_labels=1,

@@ -12,6 +12,7 @@ from typing import Any
 from largeforge_ray.config.training import TrainStage
 from largeforge_ray.errors import DataError
 from largeforge_ray.models.hardware import threads_per_worker
+from largeforge_ray.store import local_folder
 from largeforge_ray.train.bench import Bench
 from largeforge_ray.train.checkpoint import Progress, load_checkpoint, load_reference, save_checkpoint
 from largeforge_ray.train.order import Order, learning_rate
@@ -21,7 +22,8 @@ from largeforge_ray.train.tokens import TokenTable
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """What a worker needs to know. ``board`` is an actor handle that takes progress notes, or None.
+    """What a worker needs to know. ``board`` is an actor handle that takes progress notes, or None. Folders
+    are addresses (``store.local_folder``).
 
     ``tokens_dir`` holds ``train.arrow`` and perhaps ``test.arrow``; ``reference_dir`` the reference
     log-probabilities of an earlier run, or None. What learns from its own answers asks ``engine`` for them,
@@ -95,7 +97,7 @@ class Course:
             # After the first step the model is not its own reference any more.
             measured = self.lane.stage.held_out_rows
             progress.held_reference = self.bench.reference_logps(self.held_out, lambda rows: None, measured)
-        progress.reference = load_reference(Path(reference_dir) if reference_dir else None)
+        progress.reference = load_reference(local_folder(reference_dir) if reference_dir else None)
         if progress.reference is None:
             progress.reference = self.bench.reference_logps(self.rows, on_rows)
 

@@ -16,6 +16,7 @@ from typing import Any
 from largeforge_ray.data.chat import IGNORED, render_chat, render_prompt
 from largeforge_ray.data.rows import HIDDEN, NUMBERS, SIGNALS, read_rows
 from largeforge_ray.errors import DataError
+from largeforge_ray.store import local_folder
 from largeforge_ray.train.algorithms import objective_for
 from largeforge_ray.train.batch import Encoded
 from largeforge_ray.train.template import use_training_template
@@ -31,7 +32,7 @@ TAUGHT = {None: (), "topk": SIGNALS[1:], "hidden": (HIDDEN,)}
 
 @dataclass(frozen=True, slots=True)
 class TokenSpec:
-    """What decides the token ids. ``algorithm`` is its configuration."""
+    """What decides the token ids. ``model_dir`` is an address, ``algorithm`` a configuration."""
 
     model_dir: str
     algorithm: Any
@@ -63,7 +64,7 @@ def encode_rows(rows: Sequence[dict[str, Any]], first: int, spec: TokenSpec) -> 
     import transformers
 
     transformers.logging.set_verbosity_error()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(spec.model_dir)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(local_folder(spec.model_dir))
     prompts = spec.algorithm.form == "prompt"
     if not prompts and not spec.algorithm.taught:  # a prompt reads as the engine is asked
         use_training_template(tokenizer)

@@ -15,8 +15,9 @@ from tests.contracts._tree import ROOT, files, name
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *files(".md", under="docs")]
 PROGRAMS = {
-    *("make", "largeforge", "python", "pip", "git", "ray", "serve", "curl", "kubectl", "helm"),
-    *("cd", "export", "source", "cat", "ls", "requirements/bootstrap.sh", ".ci/run"),
+    *("make", "largeforge", "python", "pip", "git", "ray", "serve", "curl", "docker", "kubectl", "helm"),
+    *("cd", "cp", "du", "export", "head", "mkdir", "rm", "source", "tar", "cat", "ls", "aws"),
+    *("requirements/bootstrap.sh", ".ci/run"),
 }
 OURS = (
     "largeforge_ray",
@@ -33,13 +34,19 @@ NAMES_A_FILE = re.compile(rf"({'|'.join(OURS)}|\.ci)/[\w./-]*")
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words of each simple command, without assignments, prompts, here-documents and redirections."""
+    """Of every ```bash block of a page, as ``commands_in`` has them."""
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     for block in re.findall(r"^[ ]*```bash\n(.*?)^[ ]*```", text, re.MULTILINE | re.DOTALL):
-        block = re.sub(r"<<-?\s*'?(\w+)'?(.*?)\n.*?^\s*\1$", r"\2", block, flags=re.MULTILINE | re.DOTALL)
-        for line in block.replace("\\\n", " ").splitlines():
-            lexer = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars="();<>|&")
-            yield from _split(list(lexer))
+        yield from commands_in(block)
+
+
+def commands_in(block: str) -> Iterator[list[str]]:
+    """The words of each simple command, without assignments, prompts, here-documents and redirections."""
+    block = re.sub(r"<<-?\s*'?(\w+)'?(.*?)\n.*?^\s*\1$", r"\2", block, flags=re.MULTILINE | re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars="();<>|&")
+        lexer.whitespace_split = True  # so that only these characters and spaces end a word
+        yield from _split(list(lexer))
 
 
 def _split(words: list[str]) -> Iterator[list[str]]:
@@ -104,6 +111,8 @@ def check_largeforge(words: list[str]) -> None:
     while position < len(words):
         word = words[position]
         position += 1
+        if word == "--":
+            break  # what follows is another program's
         if word.startswith("-"):
             position += _takes_value(command, word)
         elif isinstance(command, click.Group):

@@ -53,7 +53,9 @@ class Load:
         return sum(one.good for one in self.since(moment))
 
 
-def ask(url: str, tokens: int = 24, timeout: float = 120, question: str = QUESTIONS[0]) -> Outcome:
+def ask(
+    url: str, tokens: int = 24, timeout: float = 120, question: str = QUESTIONS[0], key: str = ""
+) -> Outcome:
     """One streamed request on a connection of its own."""
     began, status, whole, told, retry = time.monotonic(), 0, False, False, None
     where = urlsplit(url)
@@ -67,9 +69,8 @@ def ask(url: str, tokens: int = 24, timeout: float = 120, question: str = QUESTI
     }
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=timeout)
     try:
-        connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"}
-        )
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         reply = connection.getresponse()
         status, retry = reply.status, reply.headers.get("retry-after")
         for line in reply:
@@ -83,13 +84,13 @@ def ask(url: str, tokens: int = 24, timeout: float = 120, question: str = QUESTI
 
 
 @contextmanager
-def load(url: str, at_once: int = 4, tokens: int = 24) -> Iterator[Load]:
+def load(url: str, at_once: int = 4, tokens: int = 24, key: str = "") -> Iterator[Load]:
     """Requests that follow one another on ``at_once`` threads during the block."""
     made, over = Load(), threading.Event()
 
     def go(number: int) -> None:
         while not over.is_set():
-            made.outcomes.append(ask(url, tokens, question=QUESTIONS[number % 4]))
+            made.outcomes.append(ask(url, tokens, question=QUESTIONS[number % 4], key=key))
             if made.outcomes[-1].status != 200:
                 time.sleep(0.05)
 

@@ -182,6 +182,25 @@ def test_a_rolling_update_fails_no_request(pair: Server, forge: Forge) -> None:
     assert bad == []
 
 
+def test_an_update_that_fails_leaves_the_other_engine_answering_until_it_is_rolled_back(
+    pair: Server, forge: Forge
+) -> None:
+    with load(pair.url, at_once=2) as made:
+        done = redeploy(pair, forge, "engine_host=203.0.113.1")
+        assert done.returncode != 0
+        assert "203.0.113.1" in done.stderr
+        failed = len(made.outcomes)
+        done = redeploy(pair, forge)
+        assert done.returncode == 0, done.stderr
+        wait_for(lambda: replicas(pair) == 2, 60)
+    bad = [(one.status, one.told) for one in made.outcomes if not one.good]
+    print(
+        f"F5: {failed} requests while it failed, {len(made.outcomes) - failed} until rolled back, bad: {bad}"
+    )
+    assert failed
+    assert bad == []
+
+
 def test_streams_end_before_their_replica_goes(pair: Server, forge: Forge) -> None:
     outcomes = []
     threads = [threading.Thread(target=lambda: outcomes.append(ask(pair.url, tokens=150))) for _ in range(8)]

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from largeforge_ray.config import ModelConfig
 from largeforge_ray.errors import ConfigError, ModelError
 from largeforge_ray.models import Hardware, detect, engine_args, engine_env, locate, materialise
-from largeforge_ray.models.hardware import LORA_RANKS, engine_slots
+from largeforge_ray.models.hardware import LORA_RANKS, engine_slots, gpus_each
 
 CPU = Hardware(cpus=4, gpus=0, memory_gib=16.0, disk_gib=50.0)
 GPU = Hardware(cpus=16, gpus=2, memory_gib=64.0, disk_gib=500.0)
@@ -278,6 +278,31 @@ def test_an_engine_has_room_for_adapters_of_the_rank_asked_for(rank: int, hardwa
 def test_a_rank_that_no_engine_serves_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rank 513 exceeds 512, .*; lower lora\.rank"):
         engine_args(tmp_path, max_model_len=64, max_lora_rank=513, hardware=CPU)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "wanted", "gpus"),
+    [
+        ({"CPU": 8.0}, None, 0),
+        ({"CPU": 8.0, "GPU": 4.0}, None, 1),
+        ({"CPU": 8.0}, "cuda", 1),
+        ({"GPU": 4.0}, "cpu", 0),
+    ],
+)
+def test_what_is_asked_of_ray_is_what_the_cluster_has_or_is_told(
+    monkeypatch: pytest.MonkeyPatch, cluster: dict[str, float], wanted: str | None, gpus: int
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", lambda: cluster)
+    if wanted:
+        monkeypatch.setenv("LARGEFORGE_DEVICE", wanted)
+    assert gpus_each() == gpus
+
+
+def test_an_unknown_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LARGEFORGE_DEVICE", "tpu")
+    with pytest.raises(ConfigError, match="LARGEFORGE_DEVICE is 'tpu'; set it to cpu or cuda"):
+        gpus_each()
 
 
 def test_a_cpu_engine_gets_every_cpu_and_a_gpu_engine_no_cpu_settings() -> None:
