@@ -15,6 +15,7 @@ from largeforge_ray.store.address import for_arrow
 from largeforge_ray.train.background import run_beside
 from largeforge_ray.train.checkpoint import PRODUCT
 from largeforge_ray.train.loop import TrainJob, worker_loop
+from largeforge_ray.train.meeting import torch_config
 
 MAX_FAILURES = 3
 RESIZE_S = 30.0
@@ -38,7 +39,7 @@ def build_trainer(job: TrainJob, storage: str) -> Any:
     an address that every node can write to."""
     from ray import train
     from ray.train import CheckpointConfig, FailureConfig, RunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     # The annotations are those of the class that this name stood for before elastic training.
     scaling: Any = train.ScalingConfig
@@ -52,7 +53,7 @@ def build_trainer(job: TrainJob, storage: str) -> Any:
     return TorchTrainer(
         worker_loop,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=torch_config("nccl" if gpus else "gloo"),
         scaling_config=scaling(
             num_workers=most if least == most else (least, most),
             elastic_resize_monitor_interval_s=RESIZE_S,
