@@ -8,8 +8,9 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,20 @@ class Tab:
         reply = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in reply, reply
         return reply["result"].get("value")
+
+
+@contextmanager
+def opens_once(browser: str, pages: Mapping[str, str]) -> Iterator[Callable[..., Tab]]:
+    """Opens a page of ``pages``, URLs by name, once for each name, size and scheme."""
+    with ExitStack() as wires:
+
+        @cache
+        def open_once(name: str, size: tuple[int, int], scheme: str = "light") -> Tab:
+            tab = Tab(wires.enter_context(connect(browser, max_size=None)))
+            tab.open(pages[name], size, scheme)
+            return tab
+
+        yield open_once
 
 
 @contextmanager

@@ -107,6 +107,15 @@ def server(forge: Forge) -> Iterator[Server]:
     stop_server(served)
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a headless chromium's DevTools."""
+    from tests.local_ray._browser import started_browser
+
+    with started_browser(tmp_path_factory.mktemp("profile")) as address:
+        yield address
+
+
 def metrics(forge: Forge, name: str) -> dict:
     """An artifact's metrics, by stage name."""
     from largeforge_ray.store import open_store

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import cache
 from itertools import combinations
-from pathlib import Path
 
 import pytest
-from websockets.sync.client import connect
 
 from largeforge_ray.observe.evaluations import render_evaluation
-from tests.local_ray._browser import DESKTOP, TEXT_COLOURS, Tab, contrast, luminance, started_browser
+from tests.local_ray._browser import DESKTOP, TEXT_COLOURS, Tab, contrast, luminance, opens_once
 from tests.local_ray.test_report_browser import PICTURES, _inside, _overlap
 from tests.unit._evaluation import ABOUT, example
 from tests.unit.test_report_evaluation import HOSTILE
@@ -47,17 +43,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def opened(pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Tab]]:
-    """Opens a page once for each name, size and scheme."""
-    profile: Path = tmp_path_factory.mktemp("profile")
-    with started_browser(profile) as address, ExitStack() as wires:
-
-        @cache
-        def open_once(name: str, size: tuple[int, int], scheme: str = "light") -> Tab:
-            tab = Tab(wires.enter_context(connect(address, max_size=None)))
-            tab.open(pages[name], size, scheme)
-            return tab
-
+def opened(browser: str, pages: dict[str, str]) -> Iterator[Callable[..., Tab]]:
+    with opens_once(browser, pages) as open_once:
         yield open_once
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
-from tests.local_ray._browser import DESKTOP, TEXT_COLOURS, Tab, contrast, luminance, started_browser
+from tests.local_ray._browser import DESKTOP, TEXT_COLOURS, Tab, contrast, luminance
 from tests.local_ray._scripted_router import EXPERTS, ScriptedRouter, scripted_router
 
 NARROW = (360, 740)
@@ -73,12 +73,6 @@ class Page:
         odd = [one for one in entries if not any(status in one["text"] for status in expected)]
         kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Page.javascriptDialogOpening")
         return odd + [event for kind in kinds for event in self.tab.named(kind)]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with started_browser(tmp_path_factory.mktemp("profile")) as address:
-        yield address
 
 
 @pytest.fixture

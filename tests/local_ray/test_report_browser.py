@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 
 import pytest
-from websockets.sync.client import connect
 
 from largeforge_ray.observe import write_report
 from largeforge_ray.observe.collect import collect
 from largeforge_ray.observe.data import Candidate, Evaluation, Gain, Interval
 from largeforge_ray.observe.page import render
 from largeforge_ray.store import open_store
-from tests.local_ray._browser import DESKTOP, PHONE, TEXT_COLOURS, Tab, contrast, luminance, started_browser
+from tests.local_ray._browser import DESKTOP, PHONE, TEXT_COLOURS, Tab, contrast, luminance, opens_once
 from tests.unit.test_report_example import make_run
 
 HOSTILE = "<script>document.title=1</script>'><img src=x onerror=alert(2)> @import https://example.invalid/x"
@@ -50,12 +47,6 @@ Box = tuple[float, float, float, float]
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with started_browser(tmp_path_factory.mktemp("profile")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """``plain`` is a usual run. ``hard`` has hostile long names, perfect scores and a total loss."""
     folder = tmp_path_factory.mktemp("reports")
@@ -76,15 +67,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def opened(browser: str, reports: dict[str, str]) -> Iterator[Callable[..., Tab]]:
-    """Opens a report once for each name, size and scheme."""
-    with ExitStack() as wires:
-
-        @cache
-        def open_once(name: str, size: tuple[int, int], scheme: str = "light") -> Tab:
-            tab = Tab(wires.enter_context(connect(browser, max_size=None)))
-            tab.open(reports[name], size, scheme)
-            return tab
-
+    with opens_once(browser, reports) as open_once:
         yield open_once
 
 

@@ -14,7 +14,9 @@ from contextlib import suppress
 import openai
 import psutil
 import pytest
+from websockets.sync.client import connect
 
+from tests.local_ray._browser import DESKTOP, Tab
 from tests.local_ray._server import ORDER, Server, ask, family, wait_for
 from tests.local_ray.conftest import Forge
 
@@ -112,6 +114,23 @@ def test_a_busy_port_is_refused_before_anything_starts(server: Server, forge: Fo
     assert "--port" in second.err
     assert "Ray" not in second.out
     assert second.seconds < 10
+
+
+def test_the_page_streams_an_answer_and_shows_who_gave_it(server: Server, browser: str) -> None:
+    with connect(browser, max_size=None) as wire:
+        tab = Tab(wire)
+        tab.open(f"{server.url}/", DESKTOP, "light")
+        wait_for(lambda: "orders" in tab.run("document.body.innerText"), 10)
+        tab.run("document.querySelector('textarea').focus()")
+        tab.call("Input.insertText", text=ORDER)
+        tab.run("document.getElementById('send').click()")
+        wait_for(lambda: tab.run("document.getElementById('status').innerText").count("tokens"), 60)
+        said = tab.run("document.querySelector('.turn.expert').innerText")
+        asked = {event["request"]["url"] for event in tab.named("Network.requestWillBeSent")}
+    assert said.startswith("orders")
+    assert '"item"' in said
+    assert all(url.startswith(server.url) for url in asked)
+    assert not tab.named("Runtime.exceptionThrown")
 
 
 def test_everything_listens_on_loopback_only(server: Server) -> None:
