@@ -116,6 +116,7 @@ class ExpertEngine:
         self._evidence: dict[str, Mapping[str, Any]] = {}
         self._sequence, self._in_step = 0, asyncio.Event()
         self._meters = ReplicaMeters(group)
+        self._prices = {expert.name: expert.price for expert in group.experts}
         self._speculation: SpeculationNumbers | None = None
         self._loop.run(self._start(store, host, max_num_seqs, max_tokens))
 
@@ -155,7 +156,7 @@ class ExpertEngine:
         return {"speculation": speculation, "draft_dir": drafts}
 
     def _ended(self, usage: Usage) -> None:
-        self._meters.ended(usage)
+        self._meters.ended(usage, self._prices)
         if usage.speculation is not None:
             self._speculation = (self._speculation or SpeculationNumbers()).after(usage.speculation)
 
@@ -171,6 +172,7 @@ class ExpertEngine:
                 await asyncio.sleep(0.2)
                 continue
             known, entries = view.number, view.entries or entries
+            self._prices = {entry.expert.name: entry.expert.price for entry in entries}
             if following is None or following.done():
                 wanted = self._wanted(entries)
                 if wanted.keys() == self._known:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from largeforge_ray.models.speculation import SpeculationNumbers
-from largeforge_ray.routing.experts import ModelGroup
+from largeforge_ray.routing.experts import ModelGroup, Price
 from serve_apps.metered import Usage
 
 TOKEN_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0]
@@ -34,6 +36,9 @@ class ReplicaMeters:
             description="Tokens by expert and kind: prompt, those of it that were cached, completion",
             tag_keys=("expert", "kind"),
         )
+        self._cost = Counter(
+            "largeforge_cost", description="What an expert's answers cost by its price", tag_keys=("expert",)
+        )
         self._pace = Histogram(
             "largeforge_output_token_seconds",
             description="Mean time of a token after the first (TPOT)",
@@ -41,7 +46,8 @@ class ReplicaMeters:
             tag_keys=("expert",),
         )
 
-    def ended(self, usage: Usage) -> None:
+    def ended(self, usage: Usage, prices: Mapping[str, Price]) -> None:
+        """``prices`` are those of experts, by name."""
         expert = (usage.name or self._base).partition("@")[0]
         for kind, tokens in (
             ("prompt", usage.prompt_tokens),
@@ -50,6 +56,8 @@ class ReplicaMeters:
         ):
             if tokens:
                 self._tokens.inc(tokens, tags={"expert": expert, "kind": kind})
+        if cost := prices.get(expert, Price()).of(usage.prompt_tokens, usage.completion_tokens):
+            self._cost.inc(cost, tags={"expert": expert})
         if usage.speculation is not None:
             numbers = SpeculationNumbers().after(usage.speculation)
             for counter, tokens in ((self._drafted, numbers.drafted), (self._accepted, numbers.accepted)):

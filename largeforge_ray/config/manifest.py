@@ -46,6 +46,13 @@ class ModelConfig(Strict):
     trust_remote_code: bool = False
 
 
+class Prices(Strict):
+    """US dollars for an hour of what a stage's processes hold, so that the report says what it cost."""
+
+    per_cpu_hour: float = Field(0.0, ge=0.0)
+    per_gpu_hour: float = Field(0.0, ge=0.0)
+
+
 class Manifest(Strict):
     """One run's plan: the model, the store, and the stages that lead from one to the other."""
 
@@ -53,6 +60,7 @@ class Manifest(Strict):
     store: str = Field("./forge", min_length=1)
     model: ModelConfig
     tracking: Tracking = Tracking()
+    prices: Prices | None = None
     stages: list[Stage] = Field(min_length=1)
 
     def stage(self, name: str) -> Stage:

@@ -16,6 +16,7 @@ from largeforge_ray.config.manifest import Manifest
 from largeforge_ray.config.stages import PromoteStage
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.teaching import Endpoint
+from largeforge_ray.flow.ledger import Ledger
 from largeforge_ray.flow.plan import Plan, PlannedStage
 from largeforge_ray.models.hardware import gpus_each
 from largeforge_ray.observe import EventLog
@@ -47,6 +48,7 @@ class RunContext:
     tools: Tools
     log: EventLog
     phases: dict[str, float] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
     _engines: list[Any] = field(default_factory=list)
     _what: tuple[Any, ...] = ()
 
@@ -124,6 +126,7 @@ class RunContext:
             with self.phase("ray start"):
                 self.tools.connect()
             with self.phase("engine start"):
+                self.ledger.hold(number - len(self._engines))
                 self._engines += [start() for _ in range(number - len(self._engines))]
                 ray.get([engine.start_seconds.remote() for engine in self._engines])
         return self._engines[:number]
@@ -139,6 +142,7 @@ class RunContext:
         engines, self._engines = self._engines, []
         for engine in engines:
             stop_engine(engine)
+            self.ledger.hold(-1)
 
     def make_room(self, processes: int) -> None:
         """Stop the engines if ``processes`` would wait for ever for the CPUs or GPUs that those hold."""

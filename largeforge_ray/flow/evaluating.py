@@ -226,4 +226,6 @@ def _metrics(summary: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
         for one in summary["comparisons"]
         if one["task"] == "all" and one["b"] == "base"
     }
-    return {"candidates": candidates, "gains": gains}
+    read = ("prompt_tokens", "completion_tokens")
+    tokens = sum(cell[name] for of in summary["tasks"].values() for cell in of.values() for name in read)
+    return {"candidates": candidates, "gains": gains, "tokens": tokens}

@@ -54,7 +54,7 @@ class HiddenStates:
             num_cpus=1, num_gpus=gpus_each(), max_restarts=3, max_task_retries=3
         )
         reader = actor.remote(self.model, self.adapter, self.layers, "cuda" if gpus_each() else "cpu")
-        with context.phase("hidden states"):
+        with context.phase("hidden states"), context.ledger.holding(1):
             every = iter(rows)
             while block := list(islice(every, READ_AT_ONCE)):
                 asked = [

@@ -33,7 +33,7 @@ def make_merged(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
     )
     with context.phase("ray start"):
         context.tools.connect()
-    with context.phase("merge"):
+    with context.phase("merge"), context.ledger.holding(1):
         figures = _in_a_task(job)
     said = (
         f"largest difference in logits from base and adapter: {figures['merged']:.1e} in float32, "

@@ -8,12 +8,15 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from largeforge_ray.config.manifest import Manifest
 from largeforge_ray.errors import ForgeError, StageError, StoreError
 from largeforge_ray.flow.context import RunContext, Tools, stage_lock
+from largeforge_ray.flow.ledger import spent
 from largeforge_ray.flow.plan import Plan, PlannedStage
 from largeforge_ray.flow.steps import STEPS
+from largeforge_ray.models.hardware import gpus_each
 from largeforge_ray.observe.events import EventLog
 from largeforge_ray.store import Artifact, Store
 
@@ -96,11 +99,14 @@ def _cause(error: Exception) -> str:
 
 def _execute(context: RunContext, stage: PlannedStage) -> Artifact:
     context.phases = {}
+    context.ledger.take()  # what was held between the stages is nobody's
     started = time.monotonic()
     with context.store.staging(stage.artifact_kind, stage.key) as folder:
         step = STEPS[stage.kind]
         metrics = step(context, stage, folder)
-        cost = {"seconds": round(time.monotonic() - started, 2), "phases": context.phases}
+        process_s = context.ledger.take()
+        cost: dict[str, Any] = {"seconds": round(time.monotonic() - started, 2), "phases": context.phases}
+        cost |= spent(process_s, gpus_each() if process_s else 0, context.manifest.prices, metrics)
         artifact = context.store.publish(
             stage.artifact_kind, stage.key, stage.name, stage.parents, stage.config, folder, metrics, cost
         )

@@ -45,7 +45,11 @@ def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[s
     hosts = [context.tools.start_pack(job) for _ in range(declared.processes)]
     storage = context.work_address(stage)
     board = context.tools.start_board()
-    with context.phase("trials"), tracked(context, stage) as trackers:
+    with (
+        context.phase("trials"),
+        context.ledger.holding(declared.processes),
+        tracked(context, stage) as trackers,
+    ):
         heard = _Heard(context, stage.name, declared, board, trackers)
         trials = run_beside(
             lambda: run_sweep(declared, hosts, storage=storage, kept=context.work_folder(stage), board=board),

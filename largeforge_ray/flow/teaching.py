@@ -219,7 +219,7 @@ def _scored(context: RunContext, reward_model: str, rows: Iterable[Row]) -> Iter
     actor: Any = ray.remote(RewardModel).options(num_cpus=1, num_gpus=gpus_each())
     base, reward = context.address("base"), context.address(reward_model)
     judge = actor.remote(base, reward, "bfloat16", "cuda" if gpus_each() else "cpu")
-    with context.phase("reward"):
+    with context.phase("reward"), context.ledger.holding(1):
         every = iter(rows)
         while block := list(islice(every, SCORED_AT_ONCE)):
             good = [row for row in block if row["error"] is None]

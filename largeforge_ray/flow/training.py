@@ -53,9 +53,9 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
         context.emit(stage.name, "progress", {}, words)
     with context.store.staging("reference", key) as kept, tracked(context, stage) as trackers:
         notes = _Notes(context, stage.name, declared, counts, trackers)
-        result = train(
-            job, storage=context.work_address(stage), target=folder, on_note=notes.take, reference=kept
-        )
+        storage = context.work_address(stage)
+        with context.ledger.holding(declared.processes):
+            result = train(job, storage=storage, target=folder, on_note=notes.take, reference=kept)
         if reference is None and any(kept.iterdir()):
             parents = [tokens.key, context.plan[declared.model].key]
             context.store.publish("reference", key, f"{stage.name}-reference", parents, {}, kept)

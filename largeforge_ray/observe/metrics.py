@@ -56,6 +56,8 @@ _LISTED = (
         "share of what is judged that is right: answers of an evaluation, pairs of a training",
     ),
     Metric("gain", "of 1", "mean paired difference in quality"),
+    Metric("cpu_s", "s", "time that the stage's processes held a CPU each"),
+    Metric("gpu_s", "s", "time that they held a GPU each"),
     Metric("usd", "USD", "price paid"),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _LISTED}

@@ -42,6 +42,10 @@ class Price:
     per_1k_prompt: float = 0.0
     per_1k_completion: float = 0.0
 
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What so many tokens cost."""
+        return (prompt_tokens * self.per_1k_prompt + completion_tokens * self.per_1k_completion) / 1000
+
     @property
     def per_1k_tokens(self) -> float:
         """Of a thousand tokens of either kind, by which experts are compared."""
