@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass
 from typing import Any
 
+from largeforge_ray.observe import tracing
 from largeforge_ray.promote.views import ReplicaReport
 from largeforge_ray.routing import Expert
 from largeforge_ray.routing.balance import Balancer, beginnings
@@ -166,6 +167,7 @@ class Fleet:
             "content-type": "application/json",
             TOKEN_HEADER: replica.report.token,
             VERSION_HEADER: ask.expert.version,
+            **tracing.carried(),
         }
         try:
             async with self._client.post(url, data=ask.body, headers=headers) as response:

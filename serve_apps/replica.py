@@ -18,6 +18,7 @@ from contextlib import aclosing
 from typing import Any
 
 from largeforge_ray.models.speculation import SpeculationNumbers
+from largeforge_ray.observe import tracing
 from largeforge_ray.observe.logs import dress_handlers
 from largeforge_ray.promote.views import Entry, ReplicaReport
 from largeforge_ray.routing.experts import Expert, ModelGroup
@@ -52,7 +53,9 @@ class ReplicaApp:
             return
         exchange = Exchange(scope, receive, send)
         try:
-            await self._answer(exchange)
+            with tracing.span("engine", exchange.headers):
+                tracing.note(expert=exchange.header(VERSION_HEADER), running=self._engine.running)
+                await self._answer(exchange)
         except ApiError as error:
             await exchange.reply(error.status, error.body(), error.headers)
         except ClientLeft:

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
-from largeforge_ray.observe import logs
+from largeforge_ray.observe import logs, tracing
 from largeforge_ray.routing import Expert, Observation, Policies, Router, user_turns
 from largeforge_ray.routing.breaker import Breaker
 from largeforge_ray.routing.cascade import confidence, escalates
@@ -114,6 +114,11 @@ class Front:
         if not given:  # Serve's proxy gives one and echoes it; a second would reach the client as "a, a"
             exchange.added["x-request-id"] = request_id
         logs.configure(request_id=request_id)
+        with tracing.span(f"{exchange.method} {exchange.path}", exchange.headers):
+            tracing.note(request_id=request_id)
+            await self._reply(exchange, request_id)
+
+    async def _reply(self, exchange: Exchange, request_id: str) -> None:
         try:
             await self._dispatch(exchange, request_id)
         except ApiError as error:
@@ -233,6 +238,7 @@ class Front:
         if decision is None or expert is None:
             raise unknown_model(wanted, self._table.names)
         told = {"expert": expert.name, "policy": decision.policy}
+        tracing.note(**told, artifact=expert.artifact, confidence=decision.confidence)
         logger.info(
             "routed to expert=%s policy=%s: %s", *told.values(), decision.reason, extra={"facts": told}
         )
@@ -291,6 +297,7 @@ class Front:
             if error is not None:
                 status = error.status
             self._ended(expert, status, began)
+            tracing.note(status=status)
         if error is not None and (exchange.started or not keep_failure):
             await _fail(exchange, error, headers)
         return status
