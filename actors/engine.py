@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.models.engine import Engine
-from largeforge_ray.models.hardware import engine_slots, gpus_each
+from largeforge_ray.models.hardware import engine_slots, give_way, gpus_each
 from largeforge_ray.models.supervised import SupervisedEngine
 from largeforge_ray.types import GenerateRequest, Generation, ScoreRequest, TokenScores
 
@@ -21,6 +21,7 @@ class EngineActor:
     """One engine in its own process. Calls in flight are repeated after a restart."""
 
     def __init__(self, model_dir: str, options: dict[str, Any]) -> None:
+        give_way()
         handed = Path(tempfile.mkdtemp(prefix="largeforge-adapters-"))
         self._engine = SupervisedEngine(partial(Engine, model_dir, handed=handed, **options))
 

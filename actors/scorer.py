@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from actors.engine import model_actor
-from largeforge_ray.models.hardware import detect, threads_per_worker
+from largeforge_ray.models.hardware import detect, give_way, threads_per_worker
 from largeforge_ray.models.likelihood import Likelihood
 from largeforge_ray.types import ChoiceRequest, ChoiceScores
 
@@ -23,6 +23,7 @@ class ScorerActor:
     def __init__(self, model_dir: str, max_model_len: int) -> None:
         import torch
 
+        give_way()
         started = time.monotonic()
         device = detect().device
         if device == "cpu":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -113,6 +114,13 @@ def engine_env(hardware: Hardware | None = None) -> dict[str, str]:
             "TORCH_COMPILE_DISABLE": "1",
         }
     return env
+
+
+def give_way() -> None:
+    """Let what is served, and whatever else there is, go first: this thread, and the threads and processes it
+    starts from now on, get the processor time that nobody else wants."""
+    with suppress(PermissionError):  # some sandboxes allow no change at all
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def engine_slots(hardware: Hardware | None = None) -> int:

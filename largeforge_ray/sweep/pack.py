@@ -14,7 +14,7 @@ from typing import Any
 
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.training import TrainStage
-from largeforge_ray.models.hardware import threads_per_worker
+from largeforge_ray.models.hardware import give_way, threads_per_worker
 from largeforge_ray.store import local_folder
 from largeforge_ray.sweep.files import read_files, write_files
 from largeforge_ray.train.bench import Bench
@@ -46,6 +46,7 @@ class Pack:
         import torch
 
         quiet()
+        give_way()
         torch.set_num_threads(threads_per_worker(job.stage.processes))
         self._job = job
         self._bench = Bench(job.stage, job.model_dir)

@@ -11,7 +11,7 @@ from typing import Any
 
 from largeforge_ray.config.training import TrainStage
 from largeforge_ray.errors import DataError
-from largeforge_ray.models.hardware import threads_per_worker
+from largeforge_ray.models.hardware import give_way, threads_per_worker
 from largeforge_ray.store import local_folder
 from largeforge_ray.train.bench import Bench
 from largeforge_ray.train.checkpoint import Progress, load_checkpoint, load_reference, save_checkpoint
@@ -52,6 +52,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     job: TrainJob = config["job"]
     world = train.get_context()
     quiet()
+    give_way()
     torch.set_num_threads(threads_per_worker(world.get_world_size()))
     bench = Bench(job.stage, job.model_dir, rank=world.get_world_rank(), workers=world.get_world_size())
     lane = bench.add_lane(job.stage)
