@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from largeforge_ray.routing import user_turns
 from serve_apps.openai_errors import bad_request
 
 MAX_DEPTH = 64
@@ -164,3 +165,10 @@ def _check_integer(request: Mapping[str, Any], field: str, low: int, high: int) 
         raise bad_request(f"{field} must be a whole number", field, "invalid_type")
     if not low <= value <= high:
         raise bad_request(f"{field} {str(value)[:20]} is outside {low}..{high}", field, "out_of_range")
+
+
+def turns_of(payload: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a policy reads: the user's turns, or the prompt of a plain completion."""
+    if "messages" in payload:
+        return user_turns(payload["messages"])
+    return (str(payload.get("prompt", "")),)

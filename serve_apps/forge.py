@@ -28,7 +28,7 @@ from largeforge_ray.routing.experts import ModelGroup, model_groups, parse_route
 from serve_apps.admin import Admin
 from serve_apps.door import Door, listen
 from serve_apps.fleet import Fleet
-from serve_apps.keys import KeyRing, require_keys
+from serve_apps.keys import ByAddress, KeyRing, require_keys
 from serve_apps.loop import LoopThread
 from serve_apps.meters import RayMeters
 from serve_apps.ports import Limits
@@ -128,8 +128,9 @@ class RouterDeployment:
             if args.admin_token
             else None,
         )
+        self._app = self._front if args.keys else ByAddress(self._front)
         self._syncing = asyncio.create_task(self._keep_in_step())
-        self._door = Door(self._front, listen(args.host, args.port)) if args.port else None
+        self._door = Door(self._app, listen(args.host, args.port)) if args.port else None
 
     async def _keep_in_step(self) -> None:
         known: int | None = None
@@ -151,7 +152,7 @@ class RouterDeployment:
         self._front.tell({key[:8]: fleet.replicas for key, fleet in self._fleets.items()})
 
     async def __call__(self, request: Request) -> Response:
-        return _Elsewhere(self._front, self._loop)
+        return _Elsewhere(self._app, self._loop)
 
     async def check_health(self) -> None:
         """Serve calls this and replaces the replica when it raises."""

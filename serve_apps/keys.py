@@ -6,11 +6,14 @@ import hmac
 import ipaddress
 import math
 from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
 
 from largeforge_ray.errors import ConfigError
 from largeforge_ray.keyfile import Key, hash_of
 from largeforge_ray.models.rate import RateLimit
-from serve_apps.openai_errors import invalid_key, no_key, too_many_at_once, too_often
+from serve_apps.exchange import Exchange
+from serve_apps.openai_errors import foreign_host, invalid_key, no_key, too_many_at_once, too_often
 
 
 class KeyRing:
@@ -49,6 +52,33 @@ class KeyRing:
         if not found:
             raise invalid_key() if authorization else no_key()
         return found[0]
+
+
+class ByAddress:
+    """An application that is asked by an address, or as localhost. Any other name in ``Host`` may be a web
+    page's own that was made to resolve here (DNS rebinding), and without keys the page would get in."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            exchange = Exchange(scope, receive, send)
+            host = exchange.header("host")
+            if not is_address(host):
+                error = foreign_host(host)
+                await exchange.reply(error.status, error.body(), error.headers)
+                return
+        await self._app(scope, receive, send)
+
+
+def is_address(host: str) -> bool:
+    """Of a ``Host`` header. None at all is no browser's."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in ("", "localhost") or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def require_keys(host: str, keys: str | None) -> None:

@@ -140,6 +140,15 @@ def no_key() -> ApiError:
     )
 
 
+def foreign_host(host: str) -> ApiError:
+    return ApiError(
+        421,
+        f"a router without API keys is asked by address or as localhost, not as '{host[:80]}', which any web "
+        "page could make a name for it; use 127.0.0.1, or start it with keys",
+        code="foreign_host",
+    )
+
+
 def invalid_key() -> ApiError:
     return ApiError(
         401, "the API key is unknown or has been revoked; ask for a new one", code="invalid_api_key"

@@ -15,14 +15,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from largeforge_ray.observe import logs, tracing
-from largeforge_ray.routing import Expert, Observation, Policies, Router, user_turns
+from largeforge_ray.routing import Expert, Observation, Policies, Router
 from largeforge_ray.routing.breaker import Breaker
 from largeforge_ray.routing.cascade import confidence, escalates
 from largeforge_ray.routing.experts import AUTO
 from largeforge_ray.routing.policy import ExpertState
 from largeforge_ray.types import Decision
 from serve_apps.admin import Admin
-from serve_apps.chat_request import parse_request
+from serve_apps.chat_request import parse_request, turns_of
 from serve_apps.exchange import ClientLeft, Exchange
 from serve_apps.kept import Kept, asked_for_logprobs
 from serve_apps.keys import KeyRing
@@ -178,7 +178,7 @@ class Front:
         expert, decision = self._decide(payload, request_id)
         self._meters.decided(decision)
         ask = Ask(exchange.path, expert, body)
-        seen = Observation(request_id, _turns(payload))
+        seen = Observation(request_id, turns_of(payload))
         trial = self._table.trial(decision, seen, self._states()) if self._table.on_trial else None
         with exchange.unless_left():
             if decision.policy == "cascade":
@@ -232,7 +232,7 @@ class Front:
             self.trials.baseline(trial, usual)
 
     def _decide(self, payload: Mapping[str, Any], request_id: str) -> tuple[Expert, Decision]:
-        wanted, seen = str(payload["model"]), Observation(request_id, _turns(payload))
+        wanted, seen = str(payload["model"]), Observation(request_id, turns_of(payload))
         decision = self._table.decide(wanted, seen, self._states())
         expert = self._table.router.expert(decision.chosen) if decision else None
         if decision is None or expert is None:
@@ -387,13 +387,6 @@ async def _fail(exchange: Outlet, error: ApiError, headers: Mapping[str, str]) -
         return
     await exchange.part(error.event())
     await exchange.end()
-
-
-def _turns(payload: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a policy reads: the user's turns, or the prompt of a plain completion."""
-    if "messages" in payload:
-        return user_turns(payload["messages"])
-    return (str(payload.get("prompt", "")),)
 
 
 def _header(decision: Decision) -> str:

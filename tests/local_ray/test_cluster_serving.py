@@ -56,7 +56,7 @@ def served(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     try:
         shutil.copytree(forge.store, mounted / "forge", symlinks=True)
         made = largeforge(
-            "keys", "new", "tests", "--file", str(mounted / "keys.yaml"), cwd=mounted, timeout=60
+            "keys", "--file", str(mounted / "keys.yaml"), "new", "tests", cwd=mounted, timeout=60
         )
         assert made.code == 0, made.err
         args = {

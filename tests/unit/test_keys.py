@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from largeforge_ray.errors import ConfigError
 from largeforge_ray.keyfile import add_key, read_keys, revoke_key
 from serve_apps import ForgeArgs, start
-from serve_apps.keys import KeyRing
+from serve_apps.keys import ByAddress, KeyRing
 from serve_apps.openai_errors import ApiError, ReplyHead
 from tests.unit._front import (
     CHAT,
@@ -169,6 +169,24 @@ async def test_a_stream_counts_until_it_ends_or_its_client_leaves(leaves: bool, 
     del task
     going_on.set()
     assert await status() == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "let_in"),
+    [
+        *((host, True) for host in ("127.0.0.1:8000", "localhost:8000", "[::1]:8000", "192.0.2.7", "")),
+        *(
+            (host, False)
+            for host in ("evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "[")
+        ),
+    ],
+)
+def test_without_keys_a_router_is_asked_by_address_alone(host: str, let_in: bool) -> None:
+    http = TestClient(ByAddress(app(ScriptedEngine())))
+    reply = http.get("/v1/models", headers={"host": host})
+    assert reply.status_code == (200 if let_in else 421)
+    if not let_in:
+        assert reply.json()["error"]["code"] == "foreign_host"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "example.org"])
