@@ -117,8 +117,12 @@ def engine_env(hardware: Hardware | None = None) -> dict[str, str]:
 
 
 def give_way() -> None:
-    """Let what is served, and whatever else there is, go first: this thread, and the threads and processes it
-    starts from now on, get the processor time that nobody else wants."""
+    """Let what is served, and whatever else there is, go first: in an actor this thread, and the threads and
+    processes it starts from now on, get the processor time that nobody else wants."""
+    import ray
+
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return  # a process that called the library, and is not ours to slow down
     with suppress(PermissionError):  # some sandboxes allow no change at all
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
