@@ -45,6 +45,7 @@ def test_a_prompt_longer_than_the_context_fails_alone_and_says_so(forge: Forge) 
     assert re.search(r"prompt of \d+ tokens exceeds the context of 1024", reason)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_never_right_ends_the_run_with_its_reasons(forge: Forge) -> None:
     rows = [{"prompt": f"Say {i}.", "answer": f"not {i}", "check": "exact"} for i in range(12)]
     (forge.folder / "hopeless.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")

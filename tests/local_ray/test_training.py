@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -74,31 +76,34 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def ways(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """One training on one worker, on two, on two that divide the weights, and with the best one kept."""
-    made = {}
-    for name, way in WAYS.items():
+def ways(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artifact]:
+    """One training in each of the ``WAYS``, made when it is first asked for."""
+
+    @cache
+    def made(name: str) -> Artifact:
         folder = tmp_path_factory.mktemp(name)
-        settings = {"algorithm": "dpo", "batch_size": 8, "epochs": 2} | way
-        made[name] = adapter(attempt(folder, write_manifest(home, folder, "preference", **settings)))
+        settings = {"algorithm": "dpo", "batch_size": 8, "epochs": 2} | WAYS[name]
+        return adapter(attempt(folder, write_manifest(home, folder, "preference", **settings)))
+
     return made
 
 
-@pytest.mark.parametrize("way", ["ddp", "zero3"])
-def test_two_workers_learn_what_one_does(way: str, ways: dict[str, Artifact]) -> None:
+@pytest.mark.parametrize("way", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_two_workers_learn_what_one_does(way: str, ways: Callable[[str], Artifact]) -> None:
     """The same rows, the same seed, the same losses: only the order of sums differs."""
-    metrics = [ways[name].metrics for name in ("one", way)]
+    metrics = [ways(name).metrics for name in ("one", way)]
     one, two = ([loss for _, loss in m["losses"]] for m in metrics)
     assert one[0] == pytest.approx(0.6931, abs=1e-4), "the reference is the base, so the first loss is log 2"
     assert one[-1] < 0.5
     assert two == pytest.approx(one, rel=2e-3)
     after = [m["held_out"]["after"] for m in metrics]
     assert after[0]["loss"] == pytest.approx(after[1]["loss"], rel=2e-3)
-    assert ways[way].key == ways["one"].key, "how the work is laid out is not part of the key"
+    assert ways(way).key == ways("one").key, "how the work is laid out is not part of the key"
 
 
-def test_of_checkpoints_the_best_on_held_out_rows_is_the_adapter(ways: dict[str, Artifact]) -> None:
-    best, one = ways["best"].metrics, ways["one"].metrics
+@pytest.mark.slow
+def test_of_checkpoints_the_best_on_held_out_rows_is_the_adapter(ways: Callable[[str], Artifact]) -> None:
+    best, one = ways("best").metrics, ways("one").metrics
     curve = dict(best["curve"])
     assert curve[best["steps"]] == min(curve.values())
     whole = dict(map(tuple, one["losses"]))

@@ -130,7 +130,7 @@ def test_stages_may_stand_in_any_order(stages: list[str]) -> None:
             "store: ./",
             "stor: ./",
             "stor:",
-            "did you mean 'store'? valid keys: name, store, model, tracking, stages",
+            "did you mean 'store'? valid keys: name, store, model, tracking, prices, stages",
         ),
         ("max_model_len", "max_model_length", "_length", "in model; did you mean 'max_model_len'?"),
         ("rank: 4", "rnak: 4", "rnak", "unknown key 'rnak' in stages.2.lora; did you mean 'rank'?"),

@@ -163,9 +163,9 @@ def test_each_engine_is_started_once_and_one_at_a_time(
 ) -> None:
     """The base's answers the base and its adapters; a whole model has its own, which serves no adapters."""
 
-    def farm(items: Path, recipe: Recipe, *, engines: list[Handle], journal: Any, **rest: Any) -> None:
+    def farm(items: str, recipe: Recipe, *, engines: list[Handle], journal: Any, **rest: Any) -> None:
         (engine,) = engines
-        work = [w for item in read_rows(items.parent, items.stem) for w in recipe.work(item)]
+        work = [w for item in read_rows(Path(items).parent, Path(items).stem) for w in recipe.work(item)]
         adapters = {Path(w.request.adapter).name if w.request.adapter else "none" for w in work}
         engine.heard.append(f"ask {engine.model} with {' '.join(adapters)}")
         journal.append([recipe.row(w, [Generation(w.row_key, text=str(w.item["answer"]))]) for w in work])
