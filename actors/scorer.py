@@ -12,8 +12,8 @@ from largeforge_ray.models.hardware import detect, give_way, threads_per_worker
 from largeforge_ray.models.likelihood import Likelihood
 from largeforge_ray.types import ChoiceRequest, ChoiceScores
 
-SLOTS = 256
-"""Requests asked at once: the more there are, the more of a pass begin alike."""
+SLOTS = 64
+"""Requests asked at once: the more there are, the more of a pass begin alike, and the longer nothing is kept."""
 PRECISION = {"cpu": "float32", "cuda": "bfloat16"}
 
 
