@@ -13,7 +13,7 @@ from largeforge_ray.models.likelihood import Likelihood
 from largeforge_ray.types import ChoiceRequest, ChoiceScores
 
 SLOTS = 64
-"""Requests asked at once: the more there are, the more of a pass begin alike, and the longer nothing is kept."""
+"""Requests asked at once: of more of them more begins alike, and what is finished is kept later."""
 PRECISION = {"cpu": "float32", "cuda": "bfloat16"}
 
 
