@@ -54,7 +54,7 @@ def journalled(folder: Path) -> int:
     from largeforge_ray.store import RowJournal, open_store
 
     store = open_store(folder / "farm")
-    return sum(len(RowJournal(store, key).done()) for key in store.list("journal"))
+    return sum(len(RowJournal(store, Path(each).name).done()) for each in store.list("journal"))
 
 
 def started(words: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -123,7 +123,7 @@ def main() -> None:
                 assert running[-1].poll() is None, "the farm ended"
                 time.sleep(1)
             farm = engines() - serving
-            print(json.dumps({"serving": sorted(serving), "farm": sorted(farm)}))
+            print(json.dumps({"serving": sorted(serving), "farm": sorted(farm)}), flush=True)
             measure(url, farm, folder, options.pairs)
         finally:
             for pid in engines():

@@ -170,7 +170,8 @@ def test_a_run_that_loses_its_nodes_makes_what_an_unbroken_one_makes(
 def journalled(store: str) -> int:
     """Finished rows; 0 while the object store, which is one process here, is too busy to say."""
     with suppress(StoreError):
-        return sum(len(RowJournal(Store(store), key).done()) for key in Store(store).list("journal"))
+        journals = Store(store).list("journal")
+        return sum(len(RowJournal(Store(store), Path(each).name).done()) for each in journals)
     return 0
 
 
