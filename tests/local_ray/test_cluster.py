@@ -131,7 +131,7 @@ def test_submitted_again_it_runs_nothing_and_a_wrong_one_fails_with_its_message(
 ) -> None:
     again = run(three, work)
     assert again.code == 0, again.out
-    assert "0 of 6 stages to run" in again.out or "nothing to do" in again.out, again.out
+    assert "nothing to do" in again.out, again.out
     wrong = three.submit("train_jobs.run", "--manifest", "missing.yaml", work=work)
     assert wrong.code != 0
     assert "missing.yaml" in wrong.out + wrong.err
