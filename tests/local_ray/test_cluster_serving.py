@@ -90,8 +90,11 @@ def served(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         shutil.rmtree(mounted)
 
 
-def honest(made: Load) -> bool:
-    return all(one.honest for one in made.outcomes)
+def told_of(made: Load, lost: float, within_s: float) -> int:
+    """How many were not answered: none of them in silence, and none that began later than ``within_s``."""
+    assert all(one.honest for one in made.outcomes), statuses(made)
+    assert all(one.good for one in made.since(lost + within_s)), statuses(made)
+    return sum(not one.good for one in made.outcomes)
 
 
 def statuses(made: Load) -> str:
@@ -117,9 +120,7 @@ def test_a_lost_worker_takes_its_own_answers_and_no_others(served: Served) -> No
         lost = time.monotonic()
         second.kill()
         time.sleep(10)
-    told = sum(not one.good for one in made.outcomes)
-    assert honest(made), statuses(made)
-    assert all(one.good for one in made.since(lost + 6)), statuses(made)
+    told = told_of(made, lost, 6)
     served.nodes.start_worker(second, 2)
     back = wait_for(served.whole, 240)
     print(
@@ -160,8 +161,6 @@ def test_a_worker_that_is_cut_off_is_passed_over_until_it_is_back(served: Served
         time.sleep(20)
         second.mend()
         time.sleep(5)
-    assert honest(made), statuses(made)
-    assert all(one.good for one in made.since(cut + 10)), statuses(made)
-    told = sum(not one.good for one in made.outcomes)
+    told = told_of(made, cut, 10)
     back = wait_for(served.whole, 300)
     print(f"worker cut off for 20 s: {told} of {len(made.outcomes)} not answered, whole {back:.0f} s later")

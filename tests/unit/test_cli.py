@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from largeforge_ray.models import Hardware
 from largeforge_ray.observe import EventLog
 from largeforge_ray.store import open_store
 from tests.contracts._tree import ROOT
+from tests.unit._commands import Typed, command
 from tests.unit.test_plan import MANIFEST, publish, write_model, write_prompts
-from train_jobs.cli import cli, main
+from train_jobs.cli import cli
 
 ROOMY = Hardware(cpus=8, gpus=0, memory_gib=64.0, disk_gib=100.0)
-Typed = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -42,19 +42,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def typed(home: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Typed]:
     """Runs a command; gives its exit code and what stands on standard output and error."""
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main(list(words))
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield run
-    signal.signal(signal.SIGTERM, on_sigterm)
+    with command(capsys) as run:
+        yield run
 
 
 def refused(typed: Typed, *words: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 import pytest
 
 from largeforge_ray.errors import ConfigError, StageError
+from tests.unit._commands import Typed, command
 from tests.unit._jobs import JobServer, serving
 from tests.unit.test_plan import MANIFEST
 from train_jobs import submitting
-from train_jobs.cli import main
 from train_jobs.dashboard import last_line
 
-Typed = Callable[..., tuple[int, str, str]]
 NOBODY = "http://127.0.0.1:9"
 
 
@@ -38,19 +36,8 @@ def typed(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "set so that it is taken back afterwards")
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
     monkeypatch.setattr(submitting, "RETRY_S", 0.05)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main(["submit", *words])
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield run
-    signal.signal(signal.SIGTERM, on_sigterm)
+    with command(capsys, "submit") as run:
+        yield run
 
 
 @pytest.fixture
