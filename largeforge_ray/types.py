@@ -52,8 +52,10 @@ class Likeliest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One finished answer, or the reason there is none (``error``). Times are in seconds.
+    """One finished answer, or the reason there is none (``error``).
 
+    ``seconds`` are its part of an engine's time, shared evenly by the requests under way at each moment, so
+    those of a batch add up to the time it took; of an endpoint they are the time until its answer.
     ``logprobs`` are of each of ``token_ids``, which end with the token that ended the answer; both and
     ``mean_logprob`` are given where the request gave its prompt as ids or asked for ``topk``. ``usd`` is what
     it cost, and of the prompt's tokens ``cached_tokens`` had been computed for another request.

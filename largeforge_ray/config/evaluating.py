@@ -8,11 +8,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from largeforge_ray.config.base import Name, Ref, StageBase, Strict
 from largeforge_ray.config.speculation import Speculation
-from largeforge_ray.config.tasks import LibraryTask, OwnTask, TaskEntry
+from largeforge_ray.config.tasks import TaskEntry
 from largeforge_ray.config.teaching import Endpoint, Price
-
-CHOICES = ("mmlu", "hellaswag", "arc_easy", "arc_challenge", "truthfulqa_mc1", "truthfulqa_mc2")
-"""Tasks of the library that are answered by the log-likelihoods of their choices."""
 
 
 class Candidate(Strict):
@@ -89,6 +86,11 @@ class EvaluateStage(StageBase):
         return {task.name: (task.samples, self.temperature) for task in self.tasks if task.samples > 1}
 
     @property
+    def answers_in_words(self) -> str | None:
+        """A candidate that cannot say how likely a text is: one that answers at an endpoint."""
+        return next((each.name for each in self.named if each.endpoint is not None), None)
+
+    @property
     def reads_base(self) -> bool:
         return any(each.endpoint is None for each in self.named)
 
@@ -133,21 +135,6 @@ class EvaluateStage(StageBase):
         if self.items is None and not self.tasks:
             raise ValueError("neither items nor tasks are given; name a dataset, tasks, or both")
         return self
-
-    @model_validator(mode="after")
-    def _endpoints_answer_in_words(self) -> EvaluateStage:
-        task = next((each.name for each in self.tasks if _is_choice(each)), None)
-        endpoint = next((each.name for each in self.named if each.endpoint is not None), None)
-        if task and endpoint:
-            raise ValueError(
-                f"task '{task}' needs the log-likelihoods of its choices, which the endpoint of candidate "
-                f"'{endpoint}' does not give; leave one of them out, or evaluate it in a stage of its own"
-            )
-        return self
-
-
-def _is_choice(task: LibraryTask | OwnTask) -> bool:
-    return task.choices is not None if isinstance(task, OwnTask) else task.name in CHOICES
 
 
 def _settings(expert: Candidate) -> dict[str, Any]:

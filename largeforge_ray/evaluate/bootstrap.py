@@ -28,17 +28,26 @@ class Interval:
 
 
 def paired_gain(
-    candidate: Mapping[str, float], baseline: Mapping[str, float], *, confidence: float, seed: int = 0
+    candidate: Mapping[str, float],
+    baseline: Mapping[str, float],
+    *,
+    confidence: float,
+    seed: int = 0,
+    tasks: Mapping[str, str] | None = None,
 ) -> Interval:
-    """Mean quality difference on the same items. Raises ``DataError`` if the items differ."""
+    """Mean quality difference on the same items; ``tasks`` maps them to tasks, which weigh the same.
+
+    Raises ``DataError`` if the items differ.
+    """
     if candidate.keys() != baseline.keys():
         lone = len(candidate.keys() ^ baseline.keys())
         raise DataError(
             f"{lone} items were answered by one expert only; a paired gain needs the same items for both"
         )
-    return interval(
-        [[candidate[k] - baseline[k] for k in sorted(candidate)]], confidence=confidence, seed=seed
-    )
+    groups: dict[str, list[float]] = {}
+    for item in sorted(candidate):
+        groups.setdefault(tasks[item] if tasks else "", []).append(candidate[item] - baseline[item])
+    return interval([*groups.values()], confidence=confidence, seed=seed)
 
 
 def interval(groups: Sequence[Any], *, confidence: float, seed: int = 0) -> Interval:

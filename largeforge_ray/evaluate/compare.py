@@ -25,6 +25,7 @@ NOISE = "no difference beyond noise"
 class Comparison:
     """Quality of ``a`` minus that of ``b`` on the ``n`` items both answered, with its interval.
 
+    Where they are of several tasks, every task weighs the same.
     ``p_corrected`` is ``p`` after Holm's correction for all comparisons that were made together.
     """
 
@@ -61,15 +62,15 @@ def compare_slices(
     return dict(zip(slices, _corrected(made, confidence), strict=True))
 
 
-def paired_p(a_N: Any, b_N: Any, *, seed: int = 0) -> float:
-    """Two-sided p of equal mean quality on the same items.
+def paired_p(difference_N: Any, *, seed: int = 0) -> float:
+    """Two-sided p that differences on the same items have a mean of 0.
 
     Of 0/1 qualities McNemar's exact test (1947): the items that only one has right are tosses of a fair coin.
     Of others its generalisation, Fisher's randomisation of the differences' signs, drawn if there are many.
     """
     from scipy import stats
 
-    difference_N = np.asarray(a_N, np.float64) - np.asarray(b_N, np.float64)
+    difference_N = np.asarray(difference_N, np.float64)
     apart_N = difference_N[difference_N != 0]
     if not len(apart_N):
         return 1.0
@@ -100,8 +101,14 @@ def _compare(matrix: Matrix, a: str, b: str, confidence: float, seed: int) -> Co
     both_N = np.isfinite(a_N) & np.isfinite(b_N)
     if not both_N.any():
         raise DataError(f"'{a}' and '{b}' have no item in common; evaluate them on the same items")
-    gain = interval([(a_N - b_N)[both_N]], confidence=confidence, seed=seed)
-    p = paired_p(a_N[both_N], b_N[both_N], seed=seed)
+    _, task_N = np.unique(np.array(matrix.tasks)[both_N], return_inverse=True)
+    sizes_T = np.bincount(task_N)
+    gain_N = (a_N - b_N)[both_N]
+    gain = interval(
+        [gain_N[task_N == task] for task in range(len(sizes_T))], confidence=confidence, seed=seed
+    )
+    # Their mean is the mean over tasks; those of one task, or of tasks of one size, stay as they are.
+    p = paired_p(gain_N * (len(gain_N) / (len(sizes_T) * sizes_T[task_N])), seed=seed)
     return Comparison(a, b, gain.n, gain.mean, gain.low, gain.high, p, p, NOISE)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.tasks import LibraryTask, OwnTask
-from largeforge_ray.errors import DataError
+from largeforge_ray.errors import ConfigError, DataError
 from largeforge_ray.evaluate.items import item
 from largeforge_ray.evaluate.perturb import perturb
 from largeforge_ray.evaluate.tasks import build
@@ -31,13 +31,24 @@ def _with_variants(entry: LibraryTask | OwnTask, items: Iterable[Row]) -> Iterat
         yield from filter(None, (perturb(each, name) for name in entry.perturb))
 
 
-def identity(entries: Sequence[LibraryTask | OwnTask], folder: Path) -> dict[str, Any]:
+def identity(
+    entries: Sequence[LibraryTask | OwnTask], folder: Path, answers_in_words: str | None = None
+) -> dict[str, Any]:
     """What decides the answers: a hash over all items, how many each task has, variants among them, and how
-    many of its documents ask the same as an earlier one and are left out."""
+    many of its documents ask the same as an earlier one and are left out.
+
+    Raises ``ConfigError`` if ``answers_in_words``, a candidate, would be asked how likely choices are.
+    """
     total, counts, duplicates = hashlib.sha256(), {}, {}
     for entry in entries:
         built = build(entry, folder)
         made = [*_with_variants(entry, built.items)]
+        if answers_in_words and any(each["kind"] == "choice" for each in made):
+            raise ConfigError(
+                f"task '{entry.name}' needs the log-likelihoods of its choices, which the endpoint of "
+                f"candidate '{answers_in_words}' does not give; leave one of them out, or evaluate it in a "
+                "stage of its own"
+            )
         counts[entry.name], duplicates[entry.name] = len(made), built.duplicates
         for each in made:
             total.update(bytes.fromhex(each["item_hash"]))

@@ -169,7 +169,7 @@ def _overall(
 
 
 def _comparisons(matrix: Matrix, confidence: float, seed: int, baseline: str | None) -> list[dict[str, Any]]:
-    """By task, then over all items alike; each task's pairs are corrected together."""
+    """By task, then over all of them; each task's pairs are corrected together."""
     tasks = np.array(matrix.tasks)
     parts = [(task, matrix.take(tasks == task)) for task in sorted(set(matrix.tasks))]
     return [

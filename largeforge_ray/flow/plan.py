@@ -213,7 +213,7 @@ def _plan_stage(
             config["task"] = stage.items.partition(".")[0]
         if stage.tasks:
             # What is asked counts, not how a file is called or a default written out.
-            config["tasks"] = identity(stage.tasks, folder)
+            config["tasks"] = identity(stage.tasks, folder, stage.answers_in_words)
     parents = tuple(dict.fromkeys(planned[n].key for n in names))
     kind: str = config["kind"]
     key = artifact_key(stage.artifact_kind, config, parents)

@@ -18,6 +18,7 @@ from typing import Any
 
 from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.errors import ModelError
+from largeforge_ray.models.clock import SharedClock
 from largeforge_ray.models.hardware import engine_args, engine_env
 from largeforge_ray.store import local_folder
 from largeforge_ray.types import GenerateRequest, Generation, Likeliest, ScoreRequest, TokenScores
@@ -75,6 +76,7 @@ class Engine:
         self._owned = [] if handed else [self._handed]
         self._loading = asyncio.Lock()
         self._answering, self._changed = 0, asyncio.Condition()
+        self._clock = SharedClock()
         self.start_seconds = time.monotonic() - started
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
@@ -121,7 +123,6 @@ class Engine:
         return str(folder)
 
     async def _one(self, request: GenerateRequest) -> Generation:
-        started = time.monotonic()
         ids = self._prompt_ids(request)
         room = self._max_model_len - len(ids)
         if room < 1:
@@ -143,7 +144,8 @@ class Engine:
             "logprobs": (request.topk or 0) if asked else None,
         }
         try:
-            output = await self._run(request, ids, params)
+            with self._clock.share() as share:
+                output = await self._run(request, ids, params)
         except ValueError as error:
             return Generation(request.request_id, prompt_tokens=len(ids), error=str(error))
         answer = output.outputs[0]
@@ -155,7 +157,7 @@ class Engine:
             finish_reason=answer.finish_reason,
             prompt_tokens=len(ids),
             completion_tokens=tokens,
-            seconds=time.monotonic() - started,
+            seconds=share.seconds,
             mean_logprob=answer.cumulative_logprob / tokens
             if tokens and answer.cumulative_logprob is not None
             else None,

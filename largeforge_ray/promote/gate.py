@@ -122,14 +122,15 @@ def gate_evidence(
         {i: q for i, q in answers[name].means.items() if i in kept} for name in (candidate, baseline)
     )
     gains = {item: one[item] - other[item] for item in kept}
+    tasks = {item: task for item, (task, _) in place.items()}
     return GateEvidence(
         candidate,
         baseline,
         (),
-        paired_gain(one, other, confidence=gate.confidence, seed=seed),
+        paired_gain(one, other, confidence=gate.confidence, seed=seed, tasks=tasks),
         (_side(answers[candidate], kept), _side(answers[baseline], kept)),
         found,
-        _changes(gains, {item: task for item, (task, _) in place.items()}),
+        _changes(gains, tasks),
         _changes(gains, {item: f"{task}/{part}" for item, (task, part) in place.items() if part is not None}),
     )
 

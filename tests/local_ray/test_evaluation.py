@@ -157,6 +157,25 @@ def test_what_cannot_be_asked_is_refused_with_its_line_before_anything_runs(tmp_
 
 
 @pytest.mark.slow
+def test_a_candidate_with_a_draft_answers_the_same_and_its_seconds_add_up(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"q": q, "a": c[a]}) for q, c, a in FACTS))
+    task = {"name": "facts", "source": "rows.jsonl", "prompt": "q", "answer": "a", "check": "contains"}
+    drafted = {"name": "drafted", "speculation": {"kind": "ngram", "num_speculative_tokens": 3}}
+    stage = {"name": "outcomes", "kind": "evaluate", "candidates": ["base", drafted]}
+    given = yaml.safe_load(manifest(tmp_path, tmp_path / "rows.jsonl", scorers=1).read_text())
+    given["stages"] = [stage | {"tasks": [task | {"max_tokens": 48}]}]
+    (tmp_path / "drafted.yaml").write_text(yaml.safe_dump(given))
+    done = largeforge("run", "drafted.yaml", cwd=tmp_path, timeout=400)
+    assert done.code == 0, done.out + done.err
+    store = open_store(tmp_path / "forge")
+    rows = read_outcomes(store.fetch(store.get("outcomes")))
+    answers = {name: [r["answer"] for r in rows if r["expert"] == name] for name in ("base", "drafted")}
+    assert len(answers["base"]) == len(FACTS)
+    assert answers["base"] == answers["drafted"]
+    assert 0 < sum(row["seconds"] for row in rows) < done.seconds
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_a_killed_evaluation_computes_what_is_missing_with_another_number_of_actors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float

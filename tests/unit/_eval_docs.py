@@ -98,6 +98,18 @@ SOURCES = {
 }
 
 
+def hub_arc() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": row["id"],
+            "question": row["question"]["stem"],
+            "choices": {key: [c[key] for c in row["question"]["choices"]] for key in ("text", "label")},
+            "answerKey": row["answerKey"],
+        }
+        for row in ARC
+    ]
+
+
 def jsonl(file: Path, rows: list[Any]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

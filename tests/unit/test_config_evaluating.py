@@ -103,18 +103,6 @@ def test_where_only_endpoints_answer_nothing_reads_the_model() -> None:
     assert not parse_manifest(yaml.safe_dump(manifest)).stage("outcomes").reads_base
 
 
-WITH_ENDPOINT = ["base", "tuned", {"name": "elsewhere", "endpoint": ENDPOINT}]
-
-
-@pytest.mark.parametrize("task", ["mmlu", "arc_easy", OWN | {"choices": ["a", "b"], "check": "choice"}])
-def test_an_endpoint_is_not_asked_for_likelihoods(task: Any) -> None:
-    name = task if isinstance(task, str) else "orders"
-    said = refusal({"candidates": WITH_ENDPOINT, "tasks": ["gsm8k", task]})
-    assert f"task '{name}' needs the log-likelihoods of its choices" in said
-    assert "the endpoint of candidate 'elsewhere' does not give; leave one of them out" in said
-    assert read({"candidates": WITH_ENDPOINT, "tasks": ["gsm8k", OWN]}).stage("outcomes").tasks
-
-
 @pytest.mark.parametrize(
     ("evaluate", "said"),
     [

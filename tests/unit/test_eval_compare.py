@@ -15,12 +15,12 @@ from largeforge_ray.evaluate.compare import NOISE, compare_experts, compare_slic
 from largeforge_ray.evaluate.matrix import Matrix
 
 
-def made(quality_NE, experts=("base", "tuned"), slices=None) -> Matrix:
+def made(quality_NE, experts=("base", "tuned"), slices=None, tasks=None) -> Matrix:
     quality_NE = np.asarray(quality_NE, float)
     n, nothing = len(quality_NE), np.full(quality_NE.shape, np.nan)
     items = tuple(f"{i:04d}" for i in range(n))
     return Matrix(
-        items, ("",) * n, ("t",) * n, slices or (None,) * n, experts, quality_NE, nothing, nothing, nothing
+        items, ("",) * n, tasks or ("t",) * n, slices or (None,) * n, experts, quality_NE, *[nothing] * 3
     )
 
 
@@ -33,21 +33,21 @@ def test_of_right_and_wrong_p_is_mcnemars() -> None:
     only_a, only_b = int((a > b).sum()), int((b > a).sum())
     # Two-sided by hand: twice the smaller tail of a fair coin.
     tail = stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)
-    assert paired_p(a, b) == pytest.approx(min(1.0, 2 * tail))
-    assert paired_p(a, a) == 1.0
+    assert paired_p(a - b) == pytest.approx(min(1.0, 2 * tail))
+    assert paired_p(a - a) == 1.0
 
 
 def test_of_other_qualities_p_counts_all_signs() -> None:
     difference = np.array([0.3, 0.1, -0.05, 0.4, 0.2, 0.25, -0.1, 0.35])
     means = [abs(np.mean(np.array(signs) * difference)) for signs in itertools.product([-1, 1], repeat=8)]
     exact = np.mean(np.array(means) >= abs(difference.mean()) - 1e-12)
-    assert paired_p(difference + 0.5, np.full(8, 0.5)) == pytest.approx(exact)
+    assert paired_p(difference) == pytest.approx(exact)
 
 
 def test_p_of_many_differences_is_drawn_and_near_that_of_a_t_test() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.random(400), rng.random(400) + 0.03
-    assert paired_p(a, b, seed=1) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.02)
+    assert paired_p(a - b, seed=1) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.02)
 
 
 def test_holm_by_hand() -> None:
@@ -64,6 +64,23 @@ def test_holm_keeps_the_order_lies_below_bonferroni_and_never_lowers(p_values) -
         assert before <= after <= min(1.0, len(p_values) * before) + 1e-12
     ranked = sorted(range(len(p_values)), key=p_values.__getitem__)
     assert [corrected[i] for i in ranked] == sorted(corrected)
+
+
+def test_tasks_weigh_the_same_whatever_their_sizes() -> None:
+    """A large task that gains a little and a small one that loses much: together they lose."""
+    large, small = np.tile([[0, 1], [0, 0], [0, 0], [0, 0]], (200, 1)), np.tile([[1, 0]], (40, 1))
+    tasks = ("large",) * len(large) + ("small",) * len(small)
+    (one,) = compare_experts(made(np.vstack([large, small]), tasks=tasks), confidence=0.95, baseline="base")
+    assert one.n == 840
+    assert one.difference == pytest.approx((0.25 - 1) / 2)
+    assert one.low < one.difference < one.high < 0
+    assert one.verdict.startswith("base is better by +0.375")
+    even = np.vstack([large, small[:0].reshape(0, 2)])
+    (split,) = compare_experts(
+        made(even, tasks=("a",) * 400 + ("b",) * 400), confidence=0.95, baseline="base"
+    )
+    (whole,) = compare_experts(made(even), confidence=0.95, baseline="base")
+    assert (split.difference, split.p) == (whole.difference, whole.p)
 
 
 def test_a_clear_gain_is_said_in_words_whichever_comes_first() -> None:

@@ -20,6 +20,7 @@ from tests.unit._eval_docs import (
     HELLASWAG,
     MMLU,
     SOURCES,
+    hub_arc,
     index_of,
     items_of,
     jsonl,
@@ -42,18 +43,6 @@ def requests(task: Any) -> list[tuple[Any, ...]]:
 
 def asked(items: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(each["context"], choice) for each in items for choice in each["choices"]]
-
-
-def hub_arc() -> list[dict[str, Any]]:
-    return [
-        {
-            "id": row["id"],
-            "question": row["question"]["stem"],
-            "choices": {key: [c[key] for c in row["question"]["choices"]] for key in ("text", "label")},
-            "answerKey": row["answerKey"],
-        }
-        for row in ARC
-    ]
 
 
 def test_every_task_of_the_schema_is_there() -> None:
