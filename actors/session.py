@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from actors import ray_messages
 from largeforge_ray.errors import ForgeError, ResourceError
 
 QUIET_ENV = {
@@ -68,6 +69,7 @@ class Session:
         self.connected, self.started_here = True, not address
         # Ray takes SIGTERM for itself, prints a stack trace and ends without cleaning up; take it back.
         signal.signal(signal.SIGTERM, on_sigterm)
+        ray_messages.tell(self._say)
         _protect_token()
         for name in ("ray.data", "ray.train", "ray.serve", "ray.tune"):
             # Their own progress goes to their log files, where the dashboard shows it.

@@ -149,6 +149,7 @@ def _shares(
                 journal=journal,
                 total=len(wanted),
                 finished=partial(_finished, journal, wanted),
+                yields=candidate.endpoint is None,
             )
             shares.append((kind, share))
     return shares

@@ -13,6 +13,7 @@ from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import PlannedStage
 from largeforge_ray.store import RowJournal
 from largeforge_ray.teach import Recipe, run_farm
+from largeforge_ray.teach.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Share:
     """A part of a stage's rows: who is asked, started when it is that part's turn, and for what.
 
     There are ``total`` rows to make of ``items``, the address of a Parquet file; ``finished`` counts those
-    that the ``journal`` holds.
+    that the ``journal`` holds. ``yields``: the engines hold room that serving may want.
     """
 
     engines: Callable[[], Sequence[Any]]
@@ -29,6 +30,7 @@ class Share:
     journal: RowJournal
     total: int
     finished: Callable[[], int]
+    yields: bool = True
 
 
 def farm(
@@ -62,14 +64,19 @@ def farm(
         engines = share.engines()
         progress.began += time.monotonic() - waiting
         with context.phase("generation"):
-            run_farm(
+            whole = run_farm(
                 share.items,
                 share.recipe,
                 engines=engines,
                 journal=share.journal,
                 total=share.total,
                 on_batch=on_batch,
+                room=Room() if share.yields else None,
+                on_crew=progress.crew,
             )
+        if not whole:
+            # Who is away comes back some time; the next stage asks for what it needs.
+            context.close_engines()
     made = sum(share.finished() for share in shares) + progress.counts["failed"]
     if made != total:
         raise StageError(f"stage '{stage.name}' made {made} rows of {total}; run the same command again")
@@ -84,6 +91,10 @@ class _Progress:
         self.began = time.monotonic()
         self.counts: Counter[str] = Counter()
         self._usd = 0.0
+
+    def crew(self, here: int, all_: int) -> None:
+        less = f"serving needs room: {here} of {all_} engines go on"
+        self._context.emit(self._stage, "progress", {}, less if here < all_ else "all engines are back")
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:

@@ -60,6 +60,7 @@ def make_rows(context: RunContext, stage: PlannedStage, folder: Path) -> dict[st
         journal=journal,
         total=total,
         finished=lambda: len(journal.index()),
+        yields=not isinstance(declared.teacher.model, Endpoint),
     )
     farm(context, stage, [share], ("kept", "dropped"), int(declared.max_failed * total))
     funnel = Funnel(declared.stays)

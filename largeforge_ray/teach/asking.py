@@ -34,6 +34,7 @@ class Asker:
         self._journal = journal
         self._finished = journal.index()
         self._fresh: list[dict[str, Any]] = []
+        self._taken_away: set[str] = set()
         self._journalling = asyncio.Lock()
 
     async def ask(
@@ -42,11 +43,18 @@ class Asker:
         """Make and journal the rows of a batch, which are encoded items and the keys ``WANTED``.
 
         Returns their numbers for the progress line, or, in its own words, why the engine can go on no more.
+        Cancelled, it knows what of it was finished when it gets the batch again.
         """
-        wanted = [row for row in batch if row[WANTED] not in self._finished]
+        wanted = [row for row in batch if not self._knows(row[WANTED])]
         few = max(1, len(batch) // CALLS)
         parts = (wanted[start : start + few] for start in range(0, len(wanted), few))
-        made = await asyncio.gather(*(self._make(p, recipe, engine) for p in parts), return_exceptions=True)
+        finished: set[str] = set()
+        making = (self._make(p, recipe, engine, finished) for p in parts)
+        try:
+            made = await asyncio.gather(*making, return_exceptions=True)
+        except asyncio.CancelledError:
+            self._taken_away |= finished
+            raise
         try:
             await self._keep()
             # Only now: what was paid for is kept, whatever became of its neighbours.
@@ -56,8 +64,11 @@ class Asker:
             _log.exception("a batch of the farm failed")
             return _words(error)
 
+    def _knows(self, row_key: str) -> bool:
+        return row_key in self._taken_away or row_key in self._finished
+
     async def _make(
-        self, rows: Sequence[dict[str, Any]], recipe: Recipe, engine: Any
+        self, rows: Sequence[dict[str, Any]], recipe: Recipe, engine: Any, keys: set[str]
     ) -> list[dict[str, Any]]:
         work = [_work(row, recipe) for row in rows]
         made: list[list[Generation]] = [[] for _ in work]
@@ -69,6 +80,7 @@ class Asker:
             asked = {i: more for i in open_ if (more := recipe.follow(work[i], made[i]))}
         finished = await asyncio.to_thread(lambda: [*map(recipe.row, work, made)])
         self._fresh += finished
+        keys.update(row["row_key"] for row in finished)
         return [recipe.numbers(row) for row in finished]
 
     async def _keep(self) -> None:

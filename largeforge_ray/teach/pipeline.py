@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -18,7 +17,9 @@ from typing import Any
 from largeforge_ray.data.rows import decode_row
 from largeforge_ray.errors import StageError
 from largeforge_ray.teach.asking import WANTED, start_asker
+from largeforge_ray.teach.crew import Crew
 from largeforge_ray.teach.reading import read_items
+from largeforge_ray.teach.room import Room
 from largeforge_ray.teach.work import Recipe
 
 FEWEST, MOST, BATCHES = 8, 256, 4000
@@ -47,12 +48,15 @@ def run_farm(
     journal: Any,
     total: int,
     on_batch: Callable[[list[dict[str, Any]]], None],
-) -> None:
+    room: Room | None = None,
+    on_crew: Callable[[int, int], None] = lambda here, all_: None,
+) -> bool:
     """Make every row that ``journal`` does not hold yet.
 
     ``items`` is the address of a dataset part (Parquet), ``engines`` are actor handles with ``generate`` and
     ``slots``; about ``total`` rows are made. ``on_batch`` gets the small numbers of each finished batch, in
-    the driver.
+    the driver, and ``on_crew`` how many engines are at work of how many, when one leaves for ``room`` or all
+    are back. Returns whether all are there in the end.
 
     Raises ``StageError`` with the words of an engine that can go on no more, such as one whose money is
     spent.
@@ -60,15 +64,16 @@ def run_farm(
     import ray
 
     askers = [start_asker(journal) for _ in engines]
-    slots = ray.get([engine.slots.remote() for engine in engines])
     batch = batch_rows(total)
-    places = take_turns(zip(askers, engines, strict=True), [batches_under_way(s, batch) for s in slots])
+    pairs = zip(askers, engines, strict=True)
+    crew = Crew(pairs, lambda slots: batches_under_way(slots, batch), room, on_crew)
     # Closed, not left to the collector: its threads would outlive an error and reach for a Ray that is gone.
     with closing(in_batches(missing_rows(items, recipe, journal), batch)) as batches:
-        for made in _ask(batches, places, ray.put(recipe)):
+        for made in crew.ask(batches, ray.put(recipe)):
             if isinstance(made, str):
                 raise StageError(made)
             on_batch(made)
+    return crew.here == len(engines)
 
 
 def missing_rows(items: str, recipe: Recipe, journal: Any) -> Any:
@@ -120,32 +125,3 @@ def in_batches(dataset: Any, rows: int) -> Generator[list[dict[str, Any]]]:
             table = ray.get(block.ref)
             for start in range(0, len(table), rows):
                 yield table.slice(start, rows).to_pylist()
-
-
-def take_turns(whos: Iterable[Any], times: Sequence[int]) -> deque[Any]:
-    """Each of ``whos`` as often as its ``times`` say, in rounds."""
-    places = [(i, who) for who, n in zip(whos, times, strict=True) for i in range(n)]
-    return deque(who for _, who in sorted(places, key=lambda place: place[0]))
-
-
-def _ask(
-    batches: Iterable[list[dict[str, Any]]], places: deque[Any], recipe: Any
-) -> Iterator[list[dict[str, Any]] | str]:
-    """What becomes of each batch; whoever has finished one gets the next."""
-    import ray
-
-    under_way: dict[Any, Any] = {}
-
-    def ended() -> list[dict[str, Any]] | str:
-        (first,), _ = ray.wait(list(under_way))
-        places.append(under_way.pop(first))
-        made: list[dict[str, Any]] | str = ray.get(first)
-        return made
-
-    for batch in batches:
-        if not places:
-            yield ended()
-        asker, engine = place = places.popleft()
-        under_way[asker.ask.remote(batch, recipe, engine)] = place
-    while under_way:
-        yield ended()

@@ -158,11 +158,17 @@ def test_a_run_that_loses_its_nodes_makes_what_an_unbroken_one_makes(
     first.cut()
     time.sleep(30)
     first.mend()
+    # Ray has given the node up by then, and what runs there ends; a supervisor starts it again.
+    wait_for(lambda: first.process.poll() is not None, 60)
+    first.kill()
+    three.start_worker(first, 1)
     running.join()
     [done] = made
     print(f"training: a node cut off for 30 s; the run ended {time.monotonic() - began:.0f} s later")
     print("\n".join(line for line in done.out.splitlines() if "journal" in line or "resumed" in line))
     assert done.code == 0, done.out + done.err
+    assert f"Ray lost the node {first.address}" in done.out
+    assert "(raylet)" not in done.out, done.out
     assert keys(store) == keys(STORE)
     wait_for(lambda: three.alive() == 3, 120)
 

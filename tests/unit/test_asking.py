@@ -17,7 +17,7 @@ from largeforge_ray.errors import ModelError
 from largeforge_ray.store import RowJournal, open_store
 from largeforge_ray.teach import Recipe, Work
 from largeforge_ray.teach.asking import CALLS, WANTED, Asker
-from largeforge_ray.teach.pipeline import SPARE, batch_rows, batches_under_way, take_turns
+from largeforge_ray.teach.pipeline import SPARE, batch_rows, batches_under_way
 from largeforge_ray.types import GenerateRequest, Generation, Sampling
 
 Answer = Callable[[GenerateRequest], Awaitable[Generation]]
@@ -169,7 +169,3 @@ def test_batches_under_way_hold_more_rows_than_the_engine_works_on(total: int, s
     rows = batch_rows(total)
     held = rows * batches_under_way(slots, rows)
     assert slots < held <= max(2 * rows, SPARE * slots + rows)
-
-
-def test_the_first_batches_go_to_every_engine() -> None:
-    assert "".join(take_turns(["a", "b"], [4, 2])) == "ababaa"
