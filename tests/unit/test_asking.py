@@ -113,6 +113,27 @@ def test_a_large_batch_is_asked_for_a_few_rows_at_a_time(journal: RowJournal) ->
     assert journal.done() == {*keys} - {"r1-0"}
 
 
+def test_a_batch_that_was_taken_away_is_finished_by_another_engine(journal: RowJournal) -> None:
+    async def answer(request: GenerateRequest) -> Generation:
+        if request.request_id == "a-1":
+            await asyncio.Event().wait()
+        return await at_once(request)
+
+    async def moved() -> tuple[Engine, Any]:
+        asker, gone, stays = Asker(journal), Engine(answer), Engine(at_once)
+        taken = asyncio.create_task(asker.ask(batch("a-0", "a-1"), Twice(), gone))
+        await asyncio.sleep(0.5)
+        taken.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taken
+        return stays, await asker.ask(batch("a-0", "a-1"), Twice(), stays)
+
+    stays, told = asyncio.run(moved())
+    assert stays.asked == ["a-1", "a-1+"]
+    assert told == [{"failed": False, "answers": 2}]
+    assert journal.done() == {"a-0", "a-1"}
+
+
 def test_when_a_batch_ends_what_others_have_finished_is_journalled_too(journal: RowJournal) -> None:
     """And an asker that is started again makes only the rest of them."""
 

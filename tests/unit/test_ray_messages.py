@@ -18,9 +18,7 @@ RETRIED = (
     "Task Asker.ask failed. There are 20 retries remaining, so the task will be retried. Error: The actor is "
     "temporarily unavailable: RpcError: RPC error: Socket closed rpc_code: 14"
 )
-ENDED = (
-    "Raylet is terminated. Termination is unexpected. Possible reasons: (1) SIGKILL\n    0x55 main"
-)
+ENDED = "Raylet is terminated. Termination is unexpected. Possible reasons: (1) SIGKILL\n    0x55 main"
 MEMORY = "1 Workers (tasks / actors) killed due to memory pressure (OOM)\nRefer to the documentation"
 
 
