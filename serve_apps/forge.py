@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
@@ -233,8 +235,29 @@ def _speculating(router: Router, speculation: dict[str, Any]) -> Router:
     return replace(router, experts=tuple(with_it(expert) for expert in router.experts))
 
 
-app = build_app
-"""For ``serve run``, which calls it with the arguments it is given."""
+def parse_args(*settings: str, **named: Any) -> ForgeArgs:
+    """Arguments by name, and as ``NAME=VALUE``. Raises ``ConfigError`` for a wrong one."""
+    given = dict(setting.partition("=")[::2] for setting in settings)
+    try:
+        return ForgeArgs(**named | given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(_fault(first)) from None
+
+
+def _fault(error: Mapping[str, Any]) -> str:
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        [*near] = get_close_matches(name, ForgeArgs.model_fields, n=1)
+        meant = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(ForgeArgs.model_fields)}"
+        return f"argument '{name}' does not exist; {meant}"
+    place = ".".join(str(part) for part in error["loc"])
+    return f"{place} {str(error['input'])[:60]!r}: {error['msg']}; see docs/serving.md for its values"
+
+
+def app(args: dict[str, Any]) -> serve.Application:
+    """For ``serve run`` and ``serve deploy``, which call it with the arguments they are given."""
+    return build_app(parse_args(**args))
 
 
 def _engine(router: str, group: ModelGroup, args: ForgeArgs) -> serve.Application:

@@ -6,13 +6,9 @@ import logging
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
-from pydantic import ValidationError
-
-from largeforge_ray.errors import ConfigError, StageError, StoreError
+from largeforge_ray.errors import StageError, StoreError
 from serve_apps.forge import ForgeArgs, build_app
 
 APP = "largeforge"
@@ -34,26 +30,6 @@ def newest_router(store_url: str) -> str:
         raise StoreError(f"store {store.url} holds no router; run a manifest with a promote stage first")
     promoted = [router for router in routers if router.config.get("kind") == "promote"]
     return (promoted or routers)[-1].key
-
-
-def parse_args(*settings: str, **named: Any) -> ForgeArgs:
-    """Arguments by name, and as ``NAME=VALUE``. Raises ``ConfigError`` for a wrong one."""
-    given = dict(setting.partition("=")[::2] for setting in settings)
-    try:
-        return ForgeArgs(**named | given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(_fault(first)) from None
-
-
-def _fault(error: Mapping[str, Any]) -> str:
-    name = str(error["loc"][0])
-    if error["type"] == "extra_forbidden":
-        [*near] = get_close_matches(name, ForgeArgs.model_fields, n=1)
-        meant = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(ForgeArgs.model_fields)}"
-        return f"argument '{name}' does not exist; {meant}"
-    place = ".".join(str(part) for part in error["loc"])
-    return f"{place} {str(error['input'])[:60]!r}: {error['msg']}; see docs/serving.md for its values"
 
 
 def start(args: ForgeArgs) -> str:

@@ -42,8 +42,9 @@ def main() -> None:
     with polite_exit("the router has stopped"), ray_session(say) as session:
         from largeforge_ray.flow.doctor import require_port
         from largeforge_ray.keyfile import read_keys, read_token
+        from serve_apps.forge import parse_args
         from serve_apps.keys import require_keys
-        from serve_apps.launch import newest_router, parse_args, start, stop
+        from serve_apps.launch import newest_router, start, stop
 
         require_keys(options.host, options.keys)
         if options.keys:

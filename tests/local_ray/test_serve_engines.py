@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.local_ray._load import load
 from tests.local_ray._server import ORDER, Server, ask, start_server, stop_server, wait_for
-from tests.local_ray.conftest import Forge
+from tests.local_ray.conftest import ENVIRONMENT, Forge, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 COPIED = "Copy this line exactly: " + "the red fox meets the blue bear by the old green mill, " * 3
@@ -26,6 +30,27 @@ def elastic(forge: Forge) -> Iterator[Server]:
     server = start_server(forge.store, forge.folder, "--min-replicas", "0", "--max-replicas", "2", *more)
     yield server
     stop_server(server)
+
+
+def test_serve_run_serves_the_application_at_its_own_port(forge: Forge) -> None:
+    """Serve's own command, with arguments as it passes them."""
+    port = free_port()
+    words = ("run", "serve_apps.forge:app", f"store={forge.store}", "router=live", f"port={port}")
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("serve")), *words],
+        cwd=forge.folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    server = Server(process, f"http://127.0.0.1:{port}")
+    try:
+        wait_for(server.is_ready, 120, lambda: process.poll() is None)
+        assert "Ingrid" in str(ask(server, "orders", ORDER).parse().choices[0].message.content)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
 
 
 def replicas(server: Server) -> int:

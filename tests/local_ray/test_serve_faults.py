@@ -132,8 +132,8 @@ def test_a_killed_router_leaves_the_port_to_the_other(pair: Server) -> None:
 UPDATE = """
 import sys, ray
 from ray import serve
-from serve_apps.forge import build_app
-from serve_apps.launch import APP, parse_args
+from serve_apps.forge import build_app, parse_args
+from serve_apps.launch import APP
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
 serve.run(build_app(parse_args(*sys.argv[2:])), name=APP, route_prefix="/")
 """

@@ -9,8 +9,8 @@ import pytest
 from largeforge_ray.config.speculation import Draft, Ngram
 from largeforge_ray.errors import ConfigError, StoreError
 from largeforge_ray.store import open_store
-from serve_apps.forge import build_app
-from serve_apps.launch import newest_router, parse_args
+from serve_apps.forge import app, build_app, parse_args
+from serve_apps.launch import newest_router
 
 
 def test_settings_are_text_and_win_over_what_is_named() -> None:
@@ -64,6 +64,17 @@ def test_the_newest_promoted_router_is_served_and_else_the_newest(tmp_path: Path
     first, second = (_publish(tmp_path, "router", n, "promote") for n in (2, 3))
     _publish(tmp_path, "router", 4, "router")
     assert newest_router(str(tmp_path / "forge")) == second != first
+
+
+def test_serve_builds_the_application_from_a_dictionary(tmp_path: Path) -> None:
+    """As ``serve run`` and ``serve deploy`` do, which look at what the function takes (Ray 2.60.0)."""
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+    _publish(tmp_path, "dataset", 5, "dataset")
+    with pytest.raises(ConfigError, match="is of kind dataset; name a router"):
+        build(app, {"store": str(tmp_path / "forge"), "router": "dataset5", "port": "8000"})
+    with pytest.raises(ConfigError, match="did you mean 'routers'"):
+        build(app, {"routrs": 2})
 
 
 def test_what_is_no_router_is_not_served(tmp_path: Path) -> None:
