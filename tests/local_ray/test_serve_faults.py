@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -22,6 +23,7 @@ from tests.local_ray.conftest import ENVIRONMENT, ROOT, Forge
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TIMEOUT_S = 60
 SETTLED_S = 5
+ROUTER = "ray::ServeReplica:largeforge:RouterDeployment"
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +121,82 @@ def test_a_killed_router_leaves_the_port_to_the_other(pair: Server) -> None:
     with load(pair.url) as made:
         time.sleep(2)
         killed = time.monotonic()
-        processes(pair, "ray::ServeReplica:largeforge:RouterDeployment")[0].kill()
+        processes(pair, ROUTER)[0].kill()
         time.sleep(6)
     lost = [one for one in made.outcomes if not one.good]
     assert len(lost) <= 4  # what was on its connections
     assert all(one.began < killed + 0.5 for one in lost)
-    wait_for(lambda: len(processes(pair, "ray::ServeReplica:largeforge:RouterDeployment")) == 2, 60)
+    wait_for(lambda: len(processes(pair, ROUTER)) == 2, 60)
     whole_again(pair)
     print(f"F4: router killed, {len(lost)} of {len(made.outcomes)} connections lost")
+
+
+SOAK_S = 600
+
+
+def faults(pair: Server) -> dict[str, Callable[[], object]]:
+    """What may happen to a served router, by name."""
+
+    def kill(title: str) -> Callable[[], object]:
+        return lambda: processes(pair, title)[0].kill()
+
+    def pause() -> None:
+        core = processes(pair, "VLLM::EngineCore")[0]
+        core.send_signal(signal.SIGSTOP)
+        time.sleep(5)
+        core.send_signal(signal.SIGCONT)
+
+    def leave() -> None:
+        words = f"from tests.local_ray._load import ask; ask('{pair.url}', tokens=800)"
+        with subprocess.Popen([sys.executable, "-c", words], cwd=ROOT, env=ENVIRONMENT) as child:
+            time.sleep(3)
+            child.kill()
+
+    def overrun() -> None:
+        with ThreadPoolExecutor(80) as pool:
+            list(pool.map(lambda _: ask(pair.url), range(80)))
+
+    return {
+        "engine killed": kill("VLLM::EngineCore"),
+        "replica killed": kill("ray::ServeReplica:largeforge:engine"),
+        "engine stopped for 5 s": pause,
+        "controller killed": kill("ray::ServeController"),
+        "registry killed": kill("ray::RegistryActor"),
+        "router killed": kill(ROUTER),
+        "client left": leave,
+        "80 requests at once": overrun,
+    }
+
+
+def held(pair: Server) -> dict[str, int]:
+    """What the whole server holds."""
+    family = psutil.Process(pair.process.pid).children(recursive=True)
+    return {
+        "MiB": sum(p.memory_info().rss for p in family) // 2**20,
+        "files": sum(p.num_fds() for p in family),
+        "threads": sum(p.num_threads() for p in family),
+    }
+
+
+@pytest.mark.timeout(1200)
+def test_ten_minutes_of_random_faults_cost_few_answers_and_leave_nothing_behind(pair: Server) -> None:
+    draw, done = random.Random(0), Counter()
+    before, began = held(pair), time.monotonic()
+    with load(pair.url) as made:
+        while time.monotonic() - began < SOAK_S:
+            name = draw.choice([*faults(pair)])
+            faults(pair)[name]()
+            done[name] += 1
+            time.sleep(3)
+            wait_for(lambda: len(processes(pair, ROUTER)) == 2, 60)
+            whole_again(pair)
+    after = held(pair)
+    accepted = [one for one in made.outcomes if one.status not in (429, 503)]
+    good = sum(one.good for one in accepted) / len(accepted)
+    print(f"F17: {dict(done)} in {time.monotonic() - began:.0f} s; {good:.2%} of {len(accepted)} accepted")
+    print(f"F17: were answered; {len(made.outcomes) - len(accepted)} refused; {before} became {after}")
+    assert good >= 0.99
+    assert all(after[name] <= 1.1 * number for name, number in before.items())
 
 
 UPDATE = """
