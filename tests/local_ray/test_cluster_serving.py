@@ -46,7 +46,7 @@ class Served:
         return int(next(card["replicas"] for card in cards if card["name"] == "base"))
 
     def whole(self) -> bool:
-        """Both engines answer, as the worker knows that stays: a router may move to it, and stay there too."""
+        """Both engines answer, as the worker that stays knows; the router of a lost one may move to it."""
         return self.replicas(self.nodes.workers[0]) == 2
 
 
