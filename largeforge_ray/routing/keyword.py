@@ -16,6 +16,13 @@ class KeywordScorer:
     def __init__(self, experts: Iterable[Expert]) -> None:
         # Folded once here, because keywords are compared with folded words on every request.
         self._keywords = {expert.name: _folded(expert.territory.keywords) for expert in experts}
+        self._totals = {expert: sum(keywords.values()) for expert, keywords in self._keywords.items()}
+        # By word, so that many experts cost what their words in the text cost, and not all of theirs.
+        self._whose: dict[str, list[tuple[str, float]]] = {}
+        for expert, keywords in self._keywords.items():
+            for word, weight in keywords.items():
+                self._whose.setdefault(word, []).append((expert, weight))
+        self._known = frozenset(self._whose)
 
     def knows(self, expert: str) -> bool:
         """Whether the expert has keywords at all."""
@@ -30,14 +37,13 @@ class KeywordScorer:
             keywords = self._keywords[expert]
             return f"{len(keywords.keys() & found)} of {len(keywords)} keywords of '{expert}'"
 
-        return {name: _coverage(keywords, found) for name, keywords in self._keywords.items()}, why
+        met = dict.fromkeys(self._keywords, 0.0)
+        for word in self._known & found:
+            for expert, weight in self._whose[word]:
+                met[expert] += weight
+        return {name: round(m / (self._totals[name] or 1.0), 4) for name, m in met.items()}, why
 
 
 def _folded(keywords: dict[str, float]) -> dict[str, float]:
     """Keywords as ``words`` would find them. A phrase counts as its words, each with the phrase's weight."""
     return {word: weight for keyword, weight in keywords.items() for word in words(keyword) if weight > 0}
-
-
-def _coverage(keywords: dict[str, float], found: frozenset[str]) -> float:
-    total = sum(keywords.values())
-    return round(sum(w for word, w in keywords.items() if word in found) / total, 4) if total else 0.0
