@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(possible() is not None, reason=str(possible())),
     pytest.mark.skipif(shutil.which("redis-server") is None, reason="the head's memory needs redis-server"),
 ]
-PORT = 8000
+PORT, SETTLED_S = 8000, 10
 
 
 @dataclass
@@ -48,6 +48,13 @@ class Served:
     def whole(self) -> bool:
         """Both engines answer, as the worker that stays knows; the router of a lost one may move to it."""
         return self.replicas(self.nodes.workers[0]) == 2
+
+    def whole_again(self) -> float:
+        """Seconds until both engines answer again."""
+        seconds = wait_for(self.whole, 300)
+        # An engine answers before Serve has taken it over, and who is controller next replaces what it had not.
+        time.sleep(SETTLED_S)
+        return seconds
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +92,7 @@ def served(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             done = cluster.head.run(str(BIN / "serve"), "deploy", "/tmp/serve.yaml")
             assert done.code == 0, done.out + done.err
             serving = Served(cluster, made.out.split()[-1])
-            print(f"served after {wait_for(serving.whole, 300):.0f} s")
+            print(f"served after {serving.whole_again():.0f} s")
             yield serving
     finally:
         shutil.rmtree(mounted)
@@ -123,7 +130,7 @@ def test_a_lost_worker_takes_its_own_answers_and_no_others(served: Served) -> No
         time.sleep(10)
     told = told_of(made, lost, 6)
     served.nodes.start_worker(second, 2)
-    back = wait_for(served.whole, 240)
+    back = served.whole_again()
     print(
         f"worker killed: {told} of {len(made.outcomes)} requests not answered, whole again {back:.0f} s later"
     )
@@ -146,7 +153,7 @@ def test_a_lost_head_is_not_noticed_and_control_goes_on_when_it_is_back(served: 
     print(f"head killed for 10 s: {len(made.outcomes)} requests answered; after its start all nodes came in")
     print(f"{joined:.0f} s, and Serve in control in {controlled:.0f} s")
     second.processes("VLLM::EngineCore")[0].kill()
-    print(f"then an engine killed was replaced after {wait_for(served.whole, 240):.0f} s")
+    print(f"then an engine killed was replaced after {served.whole_again():.0f} s")
 
 
 def status(served: Served) -> str:
@@ -163,5 +170,5 @@ def test_a_worker_that_is_cut_off_is_passed_over_until_it_is_back(served: Served
         second.mend()
         time.sleep(5)
     told = told_of(made, cut, 10)
-    back = wait_for(served.whole, 300)
+    back = served.whole_again()
     print(f"worker cut off for 20 s: {told} of {len(made.outcomes)} not answered, whole {back:.0f} s later")
