@@ -52,7 +52,7 @@ class Served:
     def whole_again(self) -> float:
         """Seconds until both engines answer again."""
         seconds = wait_for(self.whole, 300)
-        # An engine answers before Serve has taken it over, and who is controller next replaces what it had not.
+        # It answers before Serve has taken it over, and who is controller next replaces what it had not.
         time.sleep(SETTLED_S)
         return seconds
 
