@@ -84,7 +84,7 @@ class TransformersEngine:
         if name in self.served:
             raise ModelError(f"adapter '{name}' is loaded already; unload it first")
         try:
-            self._adapters[name] = await self._run(self._model.load_adapter, folder)
+            self._adapters[name] = await self._run(self._model.adapters.load, folder)
         except ModelError as error:
             raise ModelError(
                 f"adapter '{name}' in {folder} does not load: {error}; "
@@ -95,7 +95,7 @@ class TransformersEngine:
         """No longer serve what is under the name; requests that came before end."""
         handle = self._adapters.pop(name, None)
         if handle is not None:
-            await self._run(self._model.delete_adapter, handle)
+            await self._run(self._model.adapters.delete, handle)
 
     async def log_probability(self, ids: list[int], token: int, adapter: str | None) -> float:
         """Of ``token`` after ``ids``. Raises ``ValueError`` if they are too many or not the model's."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from largeforge_ray.errors import ModelError
+from largeforge_ray.models.adapters import Adapters
 from largeforge_ray.models.hardware import detect, threads_per_worker
 from serve_apps.generated_text import Finish, GeneratedText, Piece, TokenChance
 from serve_apps.generation_request import Sampling
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 class TransformersModel:
@@ -42,27 +39,7 @@ class TransformersModel:
             eos_token_id=sorted(self._ends) or None,
             pad_token_id=self._tokenizer.pad_token_id or min(self._ends, default=0),
         )
-        self._numbers = itertools.count()
-
-    def load_adapter(self, folder: Path) -> str:
-        """Put a PEFT folder's adapter on the model; returns its handle. Raises ``ModelError``."""
-        if not (folder / WEIGHTS).is_file():
-            raise ModelError(f"the folder has no {WEIGHTS}; save the adapter with safetensors")
-        # A name of their own: a name with a dot cannot be a module's.
-        handle = f"adapter_{next(self._numbers)}_of_this_process"
-        try:
-            found = self._model.load_adapter(str(folder), adapter_name=handle)
-            missing = [key for key in found.missing_keys if f".{handle}." in key]
-            if wrong := sorted({*missing, *found.unexpected_keys, *map(str, found.mismatched_keys)}):
-                raise ValueError(f"{len(wrong)} weights do not fit the model, such as {wrong[0]}")
-        except Exception as error:  # transformers and PEFT raise whatever a malformed folder leads them to
-            if handle in getattr(self._model, "peft_config", {}):
-                self.delete_adapter(handle)
-            raise ModelError(str(error)) from error
-        return handle
-
-    def delete_adapter(self, handle: str) -> None:
-        self._model.delete_adapter(handle)
+        self.adapters = Adapters(self._model)
 
     def generate(
         self,
@@ -75,7 +52,7 @@ class TransformersModel:
         """Tell a piece for every token of every choice, one choice after the other, until ``left``."""
         import torch
 
-        self._use(adapter)
+        self.adapters.use(adapter)
         for index in range(sampling.n):
             if left():
                 return
@@ -109,19 +86,12 @@ class TransformersModel:
         """Of ``token`` after ``ids``. Raises ``ValueError`` for a token the model does not have."""
         import torch
 
-        self._use(adapter)
+        self.adapters.use(adapter)
         with torch.inference_mode():
             logits_V = self._model(torch.tensor([ids], device=self._model.device)).logits[0, -1].float()
         if not 0 <= token < len(logits_V):
             raise ValueError(f"token {token} is not one of the model's {len(logits_V)}")
         return float(logits_V.log_softmax(-1)[token])
-
-    def _use(self, adapter: str | None) -> None:
-        if adapter is not None:
-            self._model.set_adapter(adapter)
-            self._model.enable_adapters()
-        elif getattr(self._model, "peft_config", {}):
-            self._model.disable_adapters()
 
 
 class _Watch:

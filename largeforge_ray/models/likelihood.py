@@ -15,15 +15,14 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from largeforge_ray.errors import DataError, ModelError
+from largeforge_ray.models.adapters import Adapters
 from largeforge_ray.models.token_tree import Tree, lay_out
 from largeforge_ray.store import local_folder
 from largeforge_ray.types import ChoiceRequest, ChoiceScores
 
-WEIGHTS = "adapter_model.safetensors"
 FULL_TOKENS = {"cpu": 512, "cuda": 4096}
 """Of a pass of unrelated sequences: more compute no faster on a CPU, and each token is masked from more
 others. A GPU's sizes are not measured."""
@@ -88,8 +87,8 @@ class Likelihood:
         self._device, self._max_model_len = device, max_model_len
         kind = device.split(":")[0]
         self._full, self._most = FULL_TOKENS[kind], MOST_TOKENS[kind]
-        self._adapters: dict[str, str | ModelError] = {}
-        self._numbers = itertools.count()
+        self._adapters = Adapters(self._model)
+        self._loaded: dict[str, str | ModelError] = {}
         # Beyond its window a layer would need a mask of its own.
         self._longest_shared = getattr(self._model.config, "sliding_window", None) or max_model_len
         if not self._reads_trees():
@@ -239,34 +238,17 @@ class Likelihood:
 
     def _use(self, folder: str | None) -> None:
         """Switch to the adapter in ``folder``. Raises ``ModelError`` for one that does not fit."""
-        if folder is None:
-            if getattr(self._model, "peft_config", {}):
-                self._model.disable_adapters()
-            return
-        if folder not in self._adapters:
-            self._adapters[folder] = self._load(local_folder(folder))
-        handle = self._adapters[folder]
+        if folder is not None and folder not in self._loaded:
+            try:
+                self._loaded[folder] = self._adapters.load(local_folder(folder))
+            except ModelError as error:  # it is not tried again
+                name = folder.rstrip("/").rpartition("/")[2]
+                said = f"adapter {name} cannot be loaded: {error}; train it on this model"
+                self._loaded[folder] = ModelError(said)
+        handle = None if folder is None else self._loaded[folder]
         if isinstance(handle, ModelError):
             raise handle
-        self._model.set_adapter(handle)
-        self._model.enable_adapters()
-
-    def _load(self, folder: Path) -> str | ModelError:
-        """The name of an adapter in the model, or why there is none: it is not tried again."""
-        if not (folder / WEIGHTS).is_file():
-            return ModelError(f"adapter {folder.name} has no {WEIGHTS}; save it with safetensors")
-        # A folder's name may hold a dot, and a module's may not.
-        handle = f"adapter_{next(self._numbers)}"
-        try:
-            found = self._model.load_adapter(str(folder), adapter_name=handle)
-            missing = [key for key in found.missing_keys if f".{handle}." in key]
-            if wrong := sorted({*missing, *found.unexpected_keys, *map(str, found.mismatched_keys)}):
-                raise ValueError(f"{len(wrong)} weights do not fit the model, such as {wrong[0]}")
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError, AttributeError) as error:
-            if handle in getattr(self._model, "peft_config", {}):
-                self._model.delete_adapter(handle)
-            return ModelError(f"adapter {folder.name} cannot be loaded: {error}; train it on this model")
-        return handle
+        self._adapters.use(handle)
 
 
 def _scores(request: ChoiceRequest, asked: list[Continuation], found: list[Score]) -> ChoiceScores:

@@ -44,9 +44,11 @@ class Room:
         """Whether a replica has waited since the look before; once for each two looks."""
         if self._now() < self._due:
             return False
+        from ray.util.state.exception import RayStateApiException
+
         try:
             waiting = self._look()
-        except Exception as error:  # a head whose dashboard is off or out of reach; the farm goes on
+        except (OSError, RayStateApiException) as error:  # the head's dashboard is off or out of reach
             _log.warning("batch work cannot see whether serving needs room: %s", error)
             self._due = float("inf")
             return False

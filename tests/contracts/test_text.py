@@ -67,7 +67,9 @@ BROAD_EXCEPTS: dict[str, int] = {
 }
 
 # file -> private modules and attributes of others it may name, each for want of a public one.
-PRIVATE_NAMES: dict[str, set[str]] = {}
+PRIVATE_NAMES: dict[str, set[str]] = {
+    "actors/ray_messages.py": {"ray._private"},  # who prints Ray's messages into a driver's output
+}
 GUARDED = ("ray", "trl", "vllm", "peft", "transformers")
 
 

@@ -150,7 +150,7 @@ def test_tokens_and_seconds_are_counted(model: Likelihood) -> None:
         (ChoiceRequest("bad", (" order" * 200,), "Where?"), f"exceeds the context of {LONGEST}"),
         (
             ChoiceRequest("bad", (" a",), "Where?", adapter="/nowhere/lost"),
-            "adapter lost has no adapter_model",
+            "adapter lost cannot be loaded: the folder has no adapter_model",
         ),
     ],
 )
