@@ -150,3 +150,14 @@ def contrast(one: str, other: str) -> float:
     """WCAG 2 contrast of two colours, 1 to 21."""
     lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
+
+
+def loaded_by_itself(tab: Tab, url: str) -> None:
+    """Without a word in the console, a script, an image or a request but its own."""
+    noise = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+    assert [event for kind in noise for event in tab.named(kind)] == []
+    assert tab.named("Page.javascriptDialogOpening") == []
+    asked = [event["request"]["url"] for event in tab.named("Network.requestWillBeSent")]
+    assert asked[0] == url
+    assert all(url.startswith("data:") for url in asked[1:]), asked
+    assert tab.run("document.scripts.length + document.images.length") == 0

@@ -9,7 +9,15 @@ from itertools import combinations
 import pytest
 
 from largeforge_ray.observe.evaluations import render_evaluation
-from tests.local_ray._browser import DESKTOP, TEXT_COLOURS, Tab, contrast, luminance, opens_once
+from tests.local_ray._browser import (
+    DESKTOP,
+    TEXT_COLOURS,
+    Tab,
+    contrast,
+    loaded_by_itself,
+    luminance,
+    opens_once,
+)
 from tests.local_ray.test_report_browser import PICTURES, _inside, _overlap
 from tests.unit._evaluation import ABOUT, example
 from tests.unit.test_report_evaluation import HOSTILE
@@ -58,13 +66,7 @@ def test_it_loads_without_a_word_and_asks_for_nothing_else(
     opened: Callable[..., Tab], pages: dict[str, str], name: str, size: tuple[int, int]
 ) -> None:
     tab = opened(name, size)
-    noise = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
-    assert [event for kind in noise for event in tab.named(kind)] == []
-    assert tab.named("Page.javascriptDialogOpening") == []
-    asked = [event["request"]["url"] for event in tab.named("Network.requestWillBeSent")]
-    assert asked[0] == pages[name]
-    assert all(url.startswith("data:") for url in asked[1:]), asked
-    assert tab.run("document.scripts.length + document.images.length") == 0
+    loaded_by_itself(tab, pages[name])
     assert tab.run("[...document.querySelectorAll('section')].map(one => one.id)") == CHAPTERS
 
 

@@ -14,7 +14,16 @@ from largeforge_ray.observe.collect import collect
 from largeforge_ray.observe.data import Candidate, Evaluation, Gain, Interval
 from largeforge_ray.observe.page import render
 from largeforge_ray.store import open_store
-from tests.local_ray._browser import DESKTOP, PHONE, TEXT_COLOURS, Tab, contrast, luminance, opens_once
+from tests.local_ray._browser import (
+    DESKTOP,
+    PHONE,
+    TEXT_COLOURS,
+    Tab,
+    contrast,
+    loaded_by_itself,
+    luminance,
+    opens_once,
+)
 from tests.unit.test_report_example import make_run
 
 HOSTILE = "<script>document.title=1</script>'><img src=x onerror=alert(2)> @import https://example.invalid/x"
@@ -81,13 +90,7 @@ def test_it_loads_from_a_file_without_a_word_and_asks_for_nothing_else(
     opened: Callable[..., Tab], reports: dict[str, str], name: str, size: tuple[int, int]
 ) -> None:
     tab = opened(name, size)
-    noise = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
-    assert [event for kind in noise for event in tab.named(kind)] == []
-    assert tab.named("Page.javascriptDialogOpening") == []
-    asked = [event["request"]["url"] for event in tab.named("Network.requestWillBeSent")]
-    assert asked[0] == reports[name]
-    assert all(url.startswith("data:") for url in asked[1:]), asked
-    assert tab.run("document.scripts.length + document.images.length") == 0
+    loaded_by_itself(tab, reports[name])
     assert "was promoted" in tab.run("document.title")
 
 
