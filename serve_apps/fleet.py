@@ -50,6 +50,11 @@ class NotTaken(Exception):
     """The replica did not take the request, so another one may have it."""
 
 
+class NothingCame(Exception):
+    """The replica failed before a byte of its reply: once, another may be asked. The request that breaks an
+    engine breaks two so, and not all of them."""
+
+
 class Fleet:
     """Replicas of one engine. Requests wait for a first one only where ``wake`` can start it.
 
@@ -114,7 +119,7 @@ class Fleet:
         """The reply's head, then its bytes. Closing the iterator cancels the request."""
         blocks = beginnings(ask.body, ask.expert.version)
         tried: set[str] = set()
-        began = time.monotonic()
+        began, broken = time.monotonic(), False
         while True:
             replica = await self._choose(ask, blocks, tried)
             replica.given += 1
@@ -122,6 +127,12 @@ class Fleet:
                 async for part in self._exchange(replica, ask):
                     yield part
             except NotTaken:
+                tried.add(replica.report.replica)
+                continue
+            except NothingCame:
+                if broken:
+                    raise expert_unavailable(ask.expert.name) from None
+                broken = True
                 tried.add(replica.report.replica)
                 continue
             finally:
@@ -169,6 +180,7 @@ class Fleet:
             VERSION_HEADER: ask.expert.version,
             **tracing.carried(),
         }
+        passed_on = False
         try:
             async with self._client.post(url, data=ask.body, headers=headers) as response:
                 if NOT_TAKEN_HEADER in response.headers:
@@ -177,6 +189,8 @@ class Fleet:
                 retry = response.headers.get("retry-after")
                 if response.status == 503:
                     self._lost(replica, "its engine has stopped")
+                    raise NothingCame
+                passed_on = True
                 yield ReplyHead(
                     response.status, response.headers["content-type"], int(retry) if retry else None
                 )
@@ -187,6 +201,8 @@ class Fleet:
             raise NotTaken from None
         except aiohttp.ClientError as error:
             self._lost(replica, str(error) or type(error).__name__)
+            if not passed_on:
+                raise NothingCame from None
             raise expert_unavailable(ask.expert.name) from None
 
     def _lost(self, replica: Replica, why: str) -> None:

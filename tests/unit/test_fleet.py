@@ -102,8 +102,7 @@ async def test_with_no_replica_left_it_is_a_503_at_once_until_one_reports_again(
 
 
 @in_loop
-async def test_a_replica_that_breaks_off_is_a_503_and_its_request_is_not_given_to_another() -> None:
-    """It may be the request that broke it."""
+async def test_a_reply_that_breaks_off_ends_with_a_503_and_is_not_begun_again() -> None:
     lost = ConnectionResetError("the engine's process was killed")
     async with fleet_of(ScriptedModel(STREAM, EVENTS[0], lost), ScriptedModel(*WHOLE)) as (
         fleet,
@@ -120,11 +119,38 @@ async def test_a_replica_that_breaks_off_is_a_503_and_its_request_is_not_given_t
 
 
 @in_loop
-async def test_a_503_of_the_engine_itself_passes_it_over_for_the_next_request() -> None:
+async def test_a_request_whose_engine_died_before_its_first_byte_is_another_s_at_once() -> None:
     dying = ScriptedModel(ReplyHead(503, retry_after_s=5), b"{}")
-    async with fleet_of(dying, ScriptedModel(*WHOLE)) as (fleet, _):
-        assert (await parts(fleet))[0] == ReplyHead(503, retry_after_s=5)
-        assert (await parts(fleet))[0] == WHOLE[0]
+    async with fleet_of(dying, ScriptedModel(*WHOLE)) as (fleet, [first, second]):
+        for _ in range(2):
+            assert (await parts(fleet))[0] == WHOLE[0]
+        assert (len(first.model.asked), len(second.model.asked)) == (1, 2)
+
+
+@in_loop
+async def test_so_is_one_whose_connection_broke_before_it() -> None:
+    calls = []
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls.append(await reader.readline())
+        writer.close()
+
+    async with fleet_of(ScriptedModel(*WHOLE), ScriptedModel(*WHOLE)) as (fleet, [first, second]):
+        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+            first.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            fleet.update([first.report(), second.report()], keep=False)
+            assert (await parts(fleet))[0] == WHOLE[0]
+        assert (len(calls), len(second.model.asked)) == (1, 1)
+
+
+@in_loop
+async def test_a_request_that_breaks_two_engines_is_not_given_to_a_third() -> None:
+    dying = [ScriptedModel(ReplyHead(503, retry_after_s=5), b"{}") for _ in range(2)]
+    async with fleet_of(*dying, ScriptedModel(*WHOLE)) as (fleet, [first, second, third]):
+        with pytest.raises(ApiError) as caught:
+            await parts(fleet)
+        assert refused(caught) == (503, "expert_unavailable")
+        assert [len(one.model.asked) for one in (first, second, third)] == [1, 1, 0]
         assert (await parts(fleet))[0] == WHOLE[0]
 
 
