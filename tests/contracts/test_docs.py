@@ -45,6 +45,8 @@ RUN_BY = {
     "python -m train_jobs.": ("tests/unit/test_cli.py", '"train_jobs.run"'),
     "ray start": ("tests/local_ray/test_jobs.py", '"start"'),
     "ray job submit": ("tests/local_ray/test_jobs.py", '"submit"'),
+    "serve deploy": ("tests/local_ray/test_cluster_serving.py", '"deploy"'),
+    "serve run": ("tests/local_ray/test_serve_engines.py", '"serve_apps.forge:app"'),
     "make lint": (".ci/run", "make lint"),
     "make test": (".ci/run", "make test"),
     "make sbom": ("tests/contracts/test_sbom.py", "bill("),
@@ -57,7 +59,6 @@ NOT_RUN = {
     **dict.fromkeys(("make lock", "make audit"), "asks the package index"),
     "pip install": "asks the package index",
     "ray get-auth-token": "writes into the home folder",
-    "serve deploy": "its file and arguments are checked in tests/contracts/test_configs.py",
     "curl http://127.0.0.1": "a client of the router, which tests ask through openai",
     "curl -i http://127.0.0.1": "a client of the router, which tests ask through openai",
     **dict.fromkeys(
