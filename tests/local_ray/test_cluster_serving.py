@@ -153,6 +153,7 @@ def test_a_lost_head_is_not_noticed_and_control_goes_on_when_it_is_back(served: 
     print(f"head killed for 10 s: {len(made.outcomes)} requests answered; after its start all nodes came in")
     print(f"{joined:.0f} s, and Serve in control in {controlled:.0f} s")
     second.processes("VLLM::EngineCore")[0].kill()
+    wait_for(lambda: not served.whole(), 60)
     print(f"then an engine killed was replaced after {served.whole_again():.0f} s")
 
 
