@@ -24,6 +24,7 @@ from largeforge_ray.types import GenerateRequest, Sampling
 
 MANIFEST = Path(__file__).parents[1] / "train_jobs" / "manifests" / "quickstart.yaml"
 OURS = ("VLLM_CPU_OMP_THREADS_BIND", "TORCH_COMPILE_DISABLE")
+OUR_ARGS = ("block_size",)
 PROMPTS = 48
 
 
@@ -67,7 +68,7 @@ def workload() -> tuple[list[dict[str, str]], list[str]]:
 
 
 def in_own_process(model_dir: Path, *, ours: bool) -> dict[str, float]:
-    # engine_env fills in what it is asked for; `--default` takes our two settings away again.
+    # engine_env fills in what it is asked for; `--default` takes our settings away again.
     command = [sys.executable, "-m", "benchmarks.engine_settings", "--child", str(model_dir)]
     command += [] if ours else ["--default"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | engine_env())
@@ -82,6 +83,10 @@ def child(model_dir: str, default: bool) -> None:
         for name in OURS:
             os.environ.pop(name, None)
         module.engine_env = lambda: {k: v for k, v in engine_env().items() if k not in OURS}
+        args = module.engine_args
+        module.engine_args = lambda *given, **named: {
+            name: value for name, value in args(*given, **named).items() if name not in OUR_ARGS
+        }
     print(json.dumps(asyncio.run(measure(model_dir))))
 
 
