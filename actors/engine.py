@@ -13,9 +13,8 @@ from largeforge_ray.models.hardware import engine_slots, give_way, gpus_each
 from largeforge_ray.models.supervised import SupervisedEngine
 from largeforge_ray.types import GenerateRequest, Generation, ScoreRequest, TokenScores
 
-DEATHS = 20
-"""That a call may meet of a process that was killed: what an engine does to itself is counted inside it.
-The process itself is started again however often it gives its place to serving."""
+RESTARTS = 20
+"""Of a process that was killed: what an engine does to itself is counted inside it."""
 
 
 class EngineActor:
@@ -61,7 +60,7 @@ def model_actor(cls: type) -> Any:
         name=None,
         num_cpus=1,
         num_gpus=gpus_each(),
-        max_restarts=-1,
-        max_task_retries=DEATHS,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
         max_concurrency=1024,
     )

@@ -35,8 +35,9 @@ def tell(say: Callable[[str], None]) -> None:
     def to_us(data: dict[str, Any], ignore_prefix: bool = False) -> None:
         for message in data.get("lines", []):
             line = in_a_line(message)
-            if line is not None and line not in said:
-                said.add(line)
+            # By the whole of it, which names the node: another one at the same address is another loss.
+            if line is not None and message not in said:
+                said.add(message)
                 say(line)
 
     worker.print_to_stdstream = to_us  # type: ignore[assignment]

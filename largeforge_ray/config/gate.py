@@ -15,6 +15,7 @@ class Gate(Strict):
     """Pass only if the paired gain over ``against`` is as good as asked, and nothing named here got worse.
 
     The interval of the mean gain must lie above ``min_gain``, 0 if neither is given, or above -``max_loss``.
+    Of several tasks each counts the same.
     Losses are of mean quality, so 0.02 is two points of a hundred.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,9 @@ from largeforge_ray.models.hardware import gpus_each
 from largeforge_ray.observe import EventLog
 from largeforge_ray.store import Artifact, Store
 from largeforge_ray.types import RunEvent
+
+STRAGGLERS_S = 10.0
+"""For those that start beside the first; who takes longer waits for room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class RunContext:
     ledger: Ledger = field(default_factory=Ledger)
     _engines: list[Any] = field(default_factory=list)
     _what: tuple[Any, ...] = ()
+    _charged: int = 0
+    _start: Callable[[], Any] = field(default=lambda: None)
 
     def emit(self, stage: str, kind: str, numbers: dict[str, Any] | None = None, message: str = "") -> None:
         event = RunEvent(time.time(), self.run, stage, kind, numbers or {}, message)
@@ -117,8 +122,6 @@ class RunContext:
         return self.tools.start_endpoint(config, spent_usd)
 
     def _workers(self, what: tuple[Any, ...], start: Callable[[], Any], number: int) -> list[Any]:
-        import ray
-
         if what != self._what:
             self.close_engines()
         if len(self._engines) < number:
@@ -126,10 +129,34 @@ class RunContext:
             with self.phase("ray start"):
                 self.tools.connect()
             with self.phase("engine start"):
-                self.ledger.hold(number - len(self._engines))
+                self._charge(number)
+                self._start = start
                 self._engines += [start() for _ in range(number - len(self._engines))]
-                ray.get([engine.start_seconds.remote() for engine in self._engines])
+                self._engines = _first_up(self._engines)
         return self._engines[:number]
+
+    @property
+    def held(self) -> dict[str, float]:
+        """What each engine or scorer takes of the cluster."""
+        return {"GPU": float(gpus_each())} if gpus_each() else {"CPU": 1.0}
+
+    def start_another(self) -> Any:
+        """One more of the engines or scorers that were asked for last; it may have to wait for room."""
+        return self._start()
+
+    def some_left(self, asked: Sequence[Any], up: int) -> None:
+        """Of those that were asked only so many are up, and are charged for."""
+        self._charge(len(self._engines) - len(asked) + up)
+
+    def keep_engines(self, asked: Sequence[Any], up: Sequence[Any]) -> None:
+        """What has become of those that were asked; whoever wants more starts them."""
+        others = [each for each in self._engines if not any(each is one for one in asked)]
+        self._engines = [*up, *others]
+        self._charge(len(self._engines))
+
+    def _charge(self, engines: int) -> None:
+        self.ledger.hold(engines - self._charged)
+        self._charged = engines
 
     def _max_lora_rank(self) -> int | None:
         ranks = [s.config["lora"]["rank"] for s in self.plan.stages if s.kind == "train" and s.config["lora"]]
@@ -142,7 +169,7 @@ class RunContext:
         engines, self._engines = self._engines, []
         for engine in engines:
             stop_engine(engine)
-            self.ledger.hold(-1)
+        self._charge(0)
 
     def make_room(self, processes: int) -> None:
         """Stop the engines if ``processes`` would wait for ever for the CPUs or GPUs that those hold."""
@@ -175,6 +202,18 @@ class RunContext:
         shutil.rmtree(self.work_folder(stage), ignore_errors=True)
         if not self.store.is_local:
             self.store.remove(f"work/{stage.key[:16]}")
+
+
+def _first_up(engines: list[Any]) -> list[Any]:
+    """The engines in the order they came up; those that find no room yet, last."""
+    import ray
+
+    refs = [engine.start_seconds.remote() for engine in engines]
+    ray.wait(refs, num_returns=1)
+    up, late = ray.wait(refs, num_returns=len(refs), timeout=STRAGGLERS_S)
+    # Whoever could not start says why.
+    ray.get(up)
+    return [engines[refs.index(ref)] for ref in (*up, *late)]
 
 
 def stop_engine(engine: Any) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from largeforge_ray.errors import StageError
@@ -13,7 +14,7 @@ from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import PlannedStage
 from largeforge_ray.store import RowJournal
 from largeforge_ray.teach import Recipe, run_farm
-from largeforge_ray.teach.room import Room
+from largeforge_ray.teach.room import Room, waiting_replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +65,19 @@ def farm(
         engines = share.engines()
         progress.began += time.monotonic() - waiting
         with context.phase("generation"):
-            whole = run_farm(
+            up = run_farm(
                 share.items,
                 share.recipe,
                 engines=engines,
                 journal=share.journal,
                 total=share.total,
                 on_batch=on_batch,
-                room=Room() if share.yields else None,
-                on_crew=progress.crew,
+                room=Room(partial(waiting_replicas, context.held)) if share.yields else None,
+                start=context.start_another if share.yields else None,
+                on_crew=partial(progress.crew, engines),
             )
-        if not whole:
-            # Who is away comes back some time; the next stage asks for what it needs.
-            context.close_engines()
+        if share.yields:
+            context.keep_engines(engines, up)
     made = sum(share.finished() for share in shares) + progress.counts["failed"]
     if made != total:
         raise StageError(f"stage '{stage.name}' made {made} rows of {total}; run the same command again")
@@ -92,9 +93,10 @@ class _Progress:
         self.counts: Counter[str] = Counter()
         self._usd = 0.0
 
-    def crew(self, here: int, all_: int) -> None:
-        less = f"serving needs room: {here} of {all_} engines go on"
-        self._context.emit(self._stage, "progress", {}, less if here < all_ else "all engines are back")
+    def crew(self, engines: Sequence[Any], up: int, all_: int) -> None:
+        self._context.some_left(engines, up)
+        less = f"serving needs room: {up} of {all_} engines go on"
+        self._context.emit(self._stage, "progress", {}, less if up < all_ else "all engines are back")
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:

@@ -83,9 +83,8 @@ def leaders(summary: Summary, task: str) -> list[str]:
 
 
 def _no_worse(made: Summary, name: str, best: str) -> bool:
-    """Also if it is better on the items alike, where ``best`` leads in the mean of tasks."""
-    ahead = made["difference"] if made["a"] == best else -made["difference"]
-    return {made["a"], made["b"]} == {name, best} and (made["verdict"] == NOISE or ahead < 0)
+    """Whether the lead of ``best`` over it may be noise."""
+    return {made["a"], made["b"]} == {name, best} and made["verdict"] == NOISE
 
 
 def comparisons(summary: Summary) -> Section:
@@ -104,7 +103,7 @@ def comparisons(summary: Summary) -> Section:
     )
     caption = (
         "Differences on the same items; p is corrected for all pairs of a task (Holm). In ‘all tasks’ each "
-        "item counts the same, so larger tasks weigh more than in the mean of tasks."
+        "task counts the same, whatever its size."
     )
     table = Table(caption, ("Pair", "Difference, points", "p", "Verdict"), rows, left=(3,))
     return Section("comparisons", "Pair by pair", (table,))

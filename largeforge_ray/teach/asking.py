@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from largeforge_ray.data.rows import decode_row
@@ -22,6 +23,15 @@ WANTED = "wanted"
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of a batch: the numbers of the rows that are journalled, and the rows that are ``left``
+    because their engine is gone."""
+
+    numbers: list[dict[str, Any]]
+    left: list[dict[str, Any]]
+
+
 class Asker:
     """Works on many batches at once, in a process of its own.
 
@@ -34,41 +44,34 @@ class Asker:
         self._journal = journal
         self._finished = journal.index()
         self._fresh: list[dict[str, Any]] = []
-        self._taken_away: set[str] = set()
         self._journalling = asyncio.Lock()
 
-    async def ask(
-        self, batch: Sequence[dict[str, Any]], recipe: Recipe, engine: Any
-    ) -> list[dict[str, Any]] | str:
+    async def ask(self, batch: Sequence[dict[str, Any]], recipe: Recipe, engine: Any) -> Made | str:
         """Make and journal the rows of a batch, which are encoded items and the keys ``WANTED``.
 
-        Returns their numbers for the progress line, or, in its own words, why the engine can go on no more.
-        Cancelled, it knows what of it was finished when it gets the batch again.
+        A text is why the engine can go on no more, in its own words.
         """
-        wanted = [row for row in batch if not self._knows(row[WANTED])]
+        from ray.exceptions import RayActorError
+
+        wanted = [row for row in batch if row[WANTED] not in self._finished]
         few = max(1, len(batch) // CALLS)
-        parts = (wanted[start : start + few] for start in range(0, len(wanted), few))
-        finished: set[str] = set()
-        making = (self._make(p, recipe, engine, finished) for p in parts)
-        try:
-            made = await asyncio.gather(*making, return_exceptions=True)
-        except asyncio.CancelledError:
-            self._taken_away |= finished
-            raise
+        parts = [wanted[start : start + few] for start in range(0, len(wanted), few)]
+        made = await asyncio.gather(*(self._make(p, recipe, engine) for p in parts), return_exceptions=True)
         try:
             await self._keep()
             # Only now: what was paid for is kept, whatever became of its neighbours.
-            return [numbers for part in made for numbers in _made(part)]
+            gone = [isinstance(each, RayActorError) for each in made]
+            return Made(
+                [n for each, lost in zip(made, gone, strict=True) if not lost for n in _made(each)],
+                [row for part, lost in zip(parts, gone, strict=True) if lost for row in part],
+            )
         except Exception as error:
             # Ray would wrap it in traces and tell of each batch; as a result it reaches the driver as it is.
             _log.exception("a batch of the farm failed")
             return _words(error)
 
-    def _knows(self, row_key: str) -> bool:
-        return row_key in self._taken_away or row_key in self._finished
-
     async def _make(
-        self, rows: Sequence[dict[str, Any]], recipe: Recipe, engine: Any, keys: set[str]
+        self, rows: Sequence[dict[str, Any]], recipe: Recipe, engine: Any
     ) -> list[dict[str, Any]]:
         work = [_work(row, recipe) for row in rows]
         made: list[list[Generation]] = [[] for _ in work]
@@ -80,7 +83,6 @@ class Asker:
             asked = {i: more for i in open_ if (more := recipe.follow(work[i], made[i]))}
         finished = await asyncio.to_thread(lambda: [*map(recipe.row, work, made)])
         self._fresh += finished
-        keys.update(row["row_key"] for row in finished)
         return [recipe.numbers(row) for row in finished]
 
     async def _keep(self) -> None:
@@ -100,8 +102,8 @@ def start_asker(journal: Any) -> Any:
 
 
 def _work(row: dict[str, Any], recipe: Recipe) -> Work:
-    key = row.pop(WANTED)
-    return next(w for w in recipe.work(decode_row(row)) if w.row_key == key)
+    item = {name: value for name, value in row.items() if name != WANTED}
+    return next(w for w in recipe.work(decode_row(item)) if w.row_key == row[WANTED])
 
 
 def _made(part: list[dict[str, Any]] | BaseException) -> list[dict[str, Any]]:

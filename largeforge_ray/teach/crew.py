@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from largeforge_ray.teach.room import LOOK_S, Room
+from largeforge_ray.errors import StageError
+from largeforge_ray.teach.asking import Made
+from largeforge_ray.teach.room import LOOK_S, Room, Wish
 
 Batch = list[dict[str, Any]]
 
 
 @dataclass(eq=False)
 class Hand:
-    """An engine and the asker that works with it, on ``busy`` batches of ``most``; 0 while it is away."""
+    """An asker and the engine it works with, on ``busy`` batches of ``most``, which is 0 until the engine is
+    up. It has none while that has left."""
 
     asker: Any
     engine: Any
@@ -22,11 +26,21 @@ class Hand:
     busy: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Of a hand and the engine it had: a batch that was ``asked`` for, or else an engine's start."""
+
+    hand: Hand
+    engine: Any
+    asked: bool
+
+
 class Crew:
     """Hands batches to engines as they are free.
 
-    ``held`` says how many batches an engine of so many slots holds. When ``room`` is wanted, an engine's
-    process is ended, and Ray starts it again as soon as there is room; ``said`` is told how many are here.
+    ``held`` says how many batches an engine of so many slots holds. When ``room`` wishes it, an engine's
+    actor is ended; as soon as nobody waits for room any more ``start`` makes another one in its place, which
+    Ray starts when there is room for it. ``said`` is told how many are up of how many.
     """
 
     def __init__(
@@ -34,77 +48,122 @@ class Crew:
         pairs: Iterable[tuple[Any, Any]],
         held: Callable[[int], int],
         room: Room | None,
+        start: Callable[[], Any] | None,
         said: Callable[[int, int], None],
     ) -> None:
+        self._hands = [Hand(asker, engine) for asker, engine in pairs]
+        self._held, self._room, self._start, self._said = held, room, start, said
+        self._under_way: dict[Any, _Task] = {}
+        self._some_left = False
+        self._again: deque[Batch] = deque()
+        for hand in self._hands:
+            self._expect(hand)
+
+    def dismiss(self) -> list[Any]:
+        """End the engines that are still starting; returns the others."""
         import ray
 
-        self._hands = [Hand(asker, engine) for asker, engine in pairs]
-        self._held, self._room, self._said = held, room, said
-        self._under_way: dict[Any, tuple[Hand, Batch | None]] = {}
-        self._again: deque[Batch] = deque()
-        slots = ray.get([hand.engine.slots.remote() for hand in self._hands])
-        for hand, number in zip(self._hands, slots, strict=True):
-            hand.most = held(number)
+        for hand in self._hands:
+            if hand.engine is not None and not hand.most:
+                ray.kill(hand.engine)
+        return [hand.engine for hand in self._hands if hand.most]
 
     @property
-    def here(self) -> int:
+    def up(self) -> int:
         """How many engines can be asked."""
         return sum(hand.most > 0 for hand in self._hands)
 
-    def ask(self, batches: Iterable[Batch], recipe: Any) -> Iterator[Any]:
-        """What an asker returns of each batch, in the order they are finished."""
+    def ask(self, batches: Iterable[Batch], recipe: Any) -> Iterator[Batch | str]:
+        """The numbers of what an asker has finished of a batch, or why it can do no more.
+
+        Raises ``StageError`` when no engine is left, and none will come back.
+        """
         for batch in batches:
             yield from self._give(batch, recipe)
-        while self._again or any(hand.busy for hand in self._hands):
+        while self._again or any(task.asked for task in self._under_way.values()):
             if self._again:
                 yield from self._give(self._again.popleft(), recipe)
             else:
                 yield from self._next()
 
-    def _give(self, batch: Batch, recipe: Any) -> Iterator[Any]:
+    def _give(self, batch: Batch, recipe: Any) -> Iterator[Batch | str]:
         while not (free := [hand for hand in self._hands if hand.busy < hand.most]):
             yield from self._next()
         # The emptiest: few batches are spread over all engines.
         hand = min(free, key=lambda each: each.busy / each.most)
         hand.busy += 1
-        self._under_way[hand.asker.ask.remote(batch, recipe, hand.engine)] = hand, batch
+        ref = hand.asker.ask.remote(batch, recipe, hand.engine)
+        self._under_way[ref] = _Task(hand, hand.engine, asked=True)
 
-    def _next(self) -> Sequence[Any]:
-        """Wait until something ends: a batch, which is returned, or an engine's absence."""
+    def _next(self) -> Sequence[Batch | str]:
+        """Wait until something ends: a batch, of which something may be finished, or an engine's start."""
         import ray
-        from ray.exceptions import TaskCancelledError
 
         while True:
-            if self._room is not None and self._room.wanted():
-                self._make_room()
-            ready, _ = ray.wait(list(self._under_way), timeout=LOOK_S)
-            if ready:
-                break
-        hand, batch = self._under_way.pop(ready[0])
-        if batch is None:
-            hand.most = self._held(ray.get(ready[0]))
-            if self.here == len(self._hands):
-                self._said(self.here, len(self._hands))
-            return ()
-        hand.busy -= 1
-        try:
-            return (ray.get(ready[0]),)
-        except TaskCancelledError:
-            self._again.append(batch)
-            return ()
+            self._heed()
+            if self._under_way:
+                ready, _ = ray.wait(list(self._under_way), timeout=LOOK_S)
+                if ready:
+                    break
+            else:
+                time.sleep(LOOK_S)
+        task = self._under_way.pop(ready[0])
+        if task.asked:
+            return self._answered(task, ready[0])
+        self._started(task, ready[0])
+        return ()
 
-    def _make_room(self) -> None:
+    def _answered(self, task: _Task, ref: Any) -> Sequence[Batch | str]:
         import ray
 
-        # The last that came, and so the least of what engines keep of earlier prompts is lost.
-        hand = next((each for each in reversed(self._hands) if each.most), None)
-        if hand is None:
+        task.hand.busy -= 1
+        made = ray.get(ref)
+        if not isinstance(made, Made):
+            return (made,)
+        if made.left:
+            self._again.append(made.left)
+            if task.engine is task.hand.engine and task.hand.most:
+                # Nobody told it to leave; it says itself whether Ray has started it again.
+                task.hand.most = 0
+                self._expect(task.hand)
+        return (made.numbers,) if made.numbers else ()
+
+    def _started(self, task: _Task, ref: Any) -> None:
+        import ray
+        from ray.exceptions import RayActorError
+
+        if task.engine is not task.hand.engine:
             return
-        hand.most = 0
-        ray.kill(hand.engine, no_restart=False)
-        for ref, (whose, batch) in self._under_way.items():
-            if whose is hand and batch is not None:
-                ray.cancel(ref)
-        # Answered by the process that Ray starts in its place.
-        self._under_way[hand.engine.slots.remote()] = hand, None
-        self._said(self.here, len(self._hands))
+        try:
+            task.hand.most = self._held(ray.get(ref))
+        except RayActorError as error:
+            self._hands.remove(task.hand)
+            if not self._hands:
+                raise StageError(f"every engine is gone, the last with: {error}") from error
+        if self._some_left:
+            self._said(self.up, len(self._hands))
+
+    def _heed(self) -> None:
+        wish = None if self._room is None else self._room.wish()
+        if wish is Wish.LEAVE:
+            self._leave()
+        elif wish is Wish.STAY and self._start is not None:
+            for hand in self._hands:
+                if hand.engine is None:
+                    hand.engine = self._start()
+                    self._expect(hand)
+
+    def _leave(self) -> None:
+        """The last that is up, and those that would take its place before serving does."""
+        import ray
+
+        up = [hand for hand in self._hands if hand.most]
+        for hand in [*up[-1:], *(h for h in self._hands if h.engine is not None and not h.most)]:
+            ray.kill(hand.engine)
+            hand.engine, hand.most = None, 0
+        self._some_left = True
+        self._said(self.up, len(self._hands))
+
+    def _expect(self, hand: Hand) -> None:
+        """Its first answer tells that it is up."""
+        self._under_way[hand.engine.slots.remote()] = _Task(hand, hand.engine, asked=False)

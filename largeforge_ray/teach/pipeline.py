@@ -49,14 +49,15 @@ def run_farm(
     total: int,
     on_batch: Callable[[list[dict[str, Any]]], None],
     room: Room | None = None,
-    on_crew: Callable[[int, int], None] = lambda here, all_: None,
-) -> bool:
+    start: Callable[[], Any] | None = None,
+    on_crew: Callable[[int, int], None] = lambda up, all_: None,
+) -> list[Any]:
     """Make every row that ``journal`` does not hold yet.
 
     ``items`` is the address of a dataset part (Parquet), ``engines`` are actor handles with ``generate`` and
     ``slots``; about ``total`` rows are made. ``on_batch`` gets the small numbers of each finished batch, in
-    the driver, and ``on_crew`` how many engines are at work of how many, when one leaves for ``room`` or all
-    are back. Returns whether all are there in the end.
+    the driver. Engines leave for ``room``, and ``start`` makes others for them; ``on_crew`` is told how many
+    are up of how many since the first has left. Returns those that are up in the end.
 
     Raises ``StageError`` with the words of an engine that can go on no more, such as one whose money is
     spent.
@@ -66,14 +67,14 @@ def run_farm(
     askers = [start_asker(journal) for _ in engines]
     batch = batch_rows(total)
     pairs = zip(askers, engines, strict=True)
-    crew = Crew(pairs, lambda slots: batches_under_way(slots, batch), room, on_crew)
+    crew = Crew(pairs, lambda slots: batches_under_way(slots, batch), room, start, on_crew)
     # Closed, not left to the collector: its threads would outlive an error and reach for a Ray that is gone.
     with closing(in_batches(missing_rows(items, recipe, journal), batch)) as batches:
         for made in crew.ask(batches, ray.put(recipe)):
             if isinstance(made, str):
                 raise StageError(made)
             on_batch(made)
-    return crew.here == len(engines)
+    return crew.dismiss()
 
 
 def missing_rows(items: str, recipe: Recipe, journal: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from actors.engine import DEATHS, EngineActor
+from actors.engine import RESTARTS, EngineActor
 from largeforge_ray.models.engine import Engine
 from largeforge_ray.models.supervised import SupervisedEngine
 from largeforge_ray.types import GenerateRequest, Generation
@@ -64,7 +64,7 @@ def main() -> None:
     def start_engine(model_dir: str, *, max_model_len: int, **rest: Any) -> Any:
         import ray
 
-        options = {"max_restarts": -1, "max_task_retries": DEATHS, "max_concurrency": 1024}
+        options = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS, "max_concurrency": 1024}
         actor = ray.remote(WatchedActor).options(num_cpus=1, **options)
         return actor.remote(model_dir, max_model_len, notes)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.engine import DEATHS
 from largeforge_ray.config.teaching import Teacher
 from largeforge_ray.data import row_hash, write_rows
 from largeforge_ray.store import RowJournal, Store, open_store
 from largeforge_ray.teach import AnswerRecipe, run_farm
-from largeforge_ray.teach.room import Room
+from largeforge_ray.teach.room import Room, waiting_replicas
 from largeforge_ray.types import Generation, Sampling
 
 ROWS = 1200
 
 
 class SlowEngine:
-    """Takes a second for whatever it is asked."""
+    """Takes up to two seconds for a row, each its own time: those of a batch end one after the other."""
 
     async def slots(self) -> int:
         return 8
 
     async def generate(self, requests: Sequence[Any]) -> list[Generation]:
-        await asyncio.sleep(1)
+        await asyncio.sleep(int(requests[0].request_id[:4], 16) / 2**15)
         return [Generation(r.request_id, "a few words", "stop", 12, 3, 0.001) for r in requests]
 
 
@@ -82,8 +82,12 @@ def test_an_engine_leaves_for_a_replica_that_waits_and_comes_back(three_cpus: An
 
     ray, store, said = three_cpus, open_store(tmp_path / "forge"), []
     journal = RowJournal(store, "ab" * 32)
-    options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": DEATHS, "max_concurrency": 64}
-    engines = [ray.remote(SlowEngine).options(**options).remote() for _ in range(2)]
+
+    def start() -> Any:
+        options = {"num_cpus": 1, "max_restarts": 4, "max_task_retries": 4, "max_concurrency": 64}
+        return ray.remote(SlowEngine).options(**options).remote()
+
+    engines = [start() for _ in range(2)]
     began = threading.Event()
     times: dict[str, float] = {}
 
@@ -97,27 +101,38 @@ def test_an_engine_leaves_for_a_replica_that_waits_and_comes_back(three_cpus: An
         serve.delete("experts")
         times["left"] = time.monotonic()
 
-    def on_crew(here: int, all_: int) -> None:
-        said.append((here, all_))
-        times.setdefault(f"crew {here}", time.monotonic())
+    def on_crew(up: int, all_: int) -> None:
+        said.append((up, all_))
+        times.setdefault(f"{up} up", time.monotonic())
 
+    def on_batch(rows: list[dict[str, Any]]) -> None:
+        nonlocal told
+        told += len(rows)
+        began.set()
+
+    told = 0
     other = threading.Thread(target=serving)
     other.start()
-    whole = run_farm(
+    up = run_farm(
         write_items(tmp_path),
         AnswerRecipe(Teacher(), "stub", Sampling(temperature=1.0, seed=0), samples=1),
         engines=engines,
         journal=journal,
         total=ROWS,
-        on_batch=lambda rows: began.set(),
-        room=Room(),
+        on_batch=on_batch,
+        room=Room(partial(waiting_replicas, {"CPU": 1.0})),
+        start=start,
         on_crew=on_crew,
     )
     other.join()
     print(f"\nserved {times['served']:.1f} s after it was asked for; an engine left, and came back")
-    print(f"{times['crew 2'] - times['left']:.1f} s after serving did; {ROWS} rows, each once")
+    print(f"{times['2 up'] - times['left']:.1f} s after serving did; {ROWS} rows, each once")
     assert said == [(1, 2), (2, 2)]
-    assert whole
+    assert len(up) == 2
+    assert engines[0] in up
+    assert engines[1] not in up
+    assert times["2 up"] > times["left"]
+    assert told == ROWS
     assert times["served"] < 30
     assert set(written(store).values()) == {1}
     assert len(written(store)) == ROWS

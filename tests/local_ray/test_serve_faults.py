@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import psutil
 import pytest
@@ -195,8 +196,12 @@ def test_ten_minutes_of_random_faults_cost_few_answers_and_leave_nothing_behind(
     good = sum(one.good for one in accepted) / len(accepted)
     print(f"F17: {dict(done)} in {time.monotonic() - began:.0f} s; {good:.2%} of {len(accepted)} accepted")
     print(f"F17: were answered, else {Counter((o.status, o.told) for o in accepted if not o.good)}")
+    ends = [began, *sorted(one.ended for one in made.outcomes if one.good)]
+    silent = max(after - before for before, after in pairwise(ends))
+    print(f"F17: the longest time without an answer was {silent:.1f} s")
     print(f"F17: {len(made.outcomes) - len(accepted)} refused; {before} became {after}")
     assert good >= 0.99
+    assert silent < 30
     assert all(after[name] <= 1.1 * number for name, number in before.items())
 
 

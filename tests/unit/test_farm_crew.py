@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, RayActorError
 
+from largeforge_ray.errors import StageError
+from largeforge_ray.teach.asking import Made
 from largeforge_ray.teach.crew import Crew
-from largeforge_ray.teach.room import LOOK_S, Room
+from largeforge_ray.teach.room import BLIND_S, LOOK_S, Room, Waiting, Wish, waiting_replicas
+
+LEAVE, STAY = Wish.LEAVE, Wish.STAY
 
 
 class Clock:
@@ -21,75 +26,93 @@ class Clock:
         return self.at
 
 
-def wanted(looks: list[set[str]], *, every_s: float = LOOK_S) -> list[bool]:
-    clock, given = Clock(), iter(looks)
-    room, said = Room(lambda: next(given), clock), []
-    for _ in looks:
-        said.append(room.wanted())
-        clock.at += every_s
+def wishes(looks: Iterable[str], takes: int = 1) -> list[Wish | None]:
+    """Of looks that each see the replicas named by their letters."""
+    clock, given = Clock(), [[Waiting(name, takes) for name in names] for names in looks]
+    room, said = Room(iter(given).__next__, clock), []
+    for _ in given:
+        said.append(room.wish())
+        clock.at += LOOK_S
     return said
 
 
-def test_a_replica_that_is_there_in_two_looks_wants_room_once_for_each_two() -> None:
-    assert wanted([set(), {"a"}, {"a"}, {"a"}, {"a"}, set()]) == [False, False, True, False, True, False]
+def test_who_waits_in_two_looks_wants_room_and_gets_time_to_take_it() -> None:
+    assert wishes(["", "a", "a", "a", "", ""]) == [STAY, None, LEAVE, STAY, STAY, STAY]
+    assert wishes(["ab", "ab", "ab", "ab", "b", "b"]) == [None, LEAVE, None, LEAVE, STAY, STAY]
+
+
+def test_for_one_that_takes_the_room_of_two_two_leave_and_no_more() -> None:
+    assert wishes("aaaaaaaa", takes=2) == [None, LEAVE, None, LEAVE, STAY, STAY, STAY, STAY]
 
 
 def test_replicas_that_come_and_go_want_nothing() -> None:
-    assert wanted([{"a"}, {"b"}, {"c"}, set(), {"a"}]) == [False] * 5
+    assert wishes(["a", "b", "c", "", "a"]) == [None, None, None, STAY, None]
 
 
-def test_it_looks_no_oftener_than_it_should_and_a_head_that_does_not_answer_is_not_asked_again() -> None:
+def test_between_looks_it_says_nothing_and_after_one_that_failed_it_looks_again_later() -> None:
     clock, looks = Clock(), []
 
-    def look() -> set[str]:
+    def look() -> list[Waiting]:
         looks.append(clock.at)
-        if clock.at > 7:
+        if clock.at == 3:
             raise ConnectionError("no dashboard")
-        return set()
+        return []
 
     room = Room(look, clock)
-    for _ in range(40):
-        assert not room.wanted()
+    heard = {}
+    for _ in range(136):
+        heard[clock.at] = room.wish()
         clock.at += 0.5
-    assert looks == [0.0, 3.0, 6.0, 9.0]
+    assert looks == [0.0, 3.0, 3.0 + BLIND_S, 6.0 + BLIND_S]
+    assert {at for at, wish in heard.items() if wish is STAY} == {*looks} - {3.0}
+
+
+def test_only_replicas_without_a_process_that_want_what_we_hold_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    import ray.util.state
+
+    def actor(name: str, pid: int = 0, **resources: float) -> Any:
+        return SimpleNamespace(
+            actor_id=name, class_name="ServeReplica:app:engine", pid=pid, required_resources=resources
+        )
+
+    other = actor("d", GPU=1.0)
+    other.class_name = "Trainer"
+    found = [actor("a", GPU=1.0), actor("b", pid=7, GPU=1.0), actor("c", CPU=4.0), actor("e", GPU=2.5), other]
+    monkeypatch.setattr(ray.util.state, "list_actors", lambda **_: found)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
+    assert waiting_replicas({"GPU": 1.0}) == [Waiting("a", 1), Waiting("e", 3)]
 
 
 @dataclass
 class FakeRay:
-    """Tasks end in the order they were asked for, an engine's return last of all."""
+    """Tasks end in the order they were asked for; of a killed engine's all but the first row are left."""
 
     results: dict[int, Any] = field(default_factory=dict)
-    killed: list[Any] = field(default_factory=list)
-    count: int = 0
+    of: dict[int, str] = field(default_factory=dict)
+    killed: list[str] = field(default_factory=list)
 
-    def ref(self, result: Any) -> int:
-        self.count += 1
-        self.results[self.count] = result
-        return self.count
+    def ref(self, result: Any, engine: str) -> int:
+        number = len(self.results) + 1
+        self.results[number], self.of[number] = result, engine
+        return number
 
-    def get(self, what: Any) -> Any:
-        if isinstance(what, list):
-            return [self.get(each) for each in what]
-        result = self.results[what]
+    def get(self, ref: int) -> Any:
+        result = self.results[ref]
         if isinstance(result, Exception):
             raise result
         return result
 
     def wait(self, refs: list[int], timeout: float) -> tuple[list[int], list[int]]:
-        first = min(refs, key=lambda ref: (self.results[ref] == "slots", ref))
-        if self.results[first] == "slots":
-            self.results[first] = 4
-        return [first], []
+        return [min(refs)], []
 
-    def cancel(self, ref: int) -> None:
-        from ray.exceptions import TaskCancelledError
-
-        self.results[ref] = TaskCancelledError()
-
-    def kill(self, engine: Any, *, no_restart: bool) -> None:
-        assert not no_restart
+    def kill(self, engine: Any) -> None:
         self.killed.append(engine.name)
-        engine.slots = SimpleNamespace(remote=lambda: self.ref("slots"))
+        for ref, name in self.of.items():
+            if name == engine.name:
+                made = self.results[ref]
+                rows = made.numbers if isinstance(made, Made) else []
+                self.results[ref] = Made(rows[:1], rows[1:]) if rows else ActorDiedError()
 
 
 @pytest.fixture
@@ -97,56 +120,96 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     import ray
 
     fake = FakeRay()
-    for name in ("get", "wait", "cancel", "kill"):
+    for name in ("get", "wait", "kill"):
         monkeypatch.setattr(ray, name, getattr(fake, name))
     return fake
 
 
-def crew(ray: FakeRay, wants: Callable[[], bool], engines: int = 2) -> tuple[Crew, list[Any], list[Any]]:
-    asked: list[Any] = []
-    said: list[Any] = []
+@dataclass
+class Farm:
+    """A crew of scripted engines, who asked whom for which rows, and what was said."""
 
-    def pair(name: str) -> tuple[Any, Any]:
+    ray: FakeRay
+    wish: Callable[[], Wish | None]
+    engines: int = 2
+    started: int = 0
+    fails: bool = False
+    asked: list[tuple[str, list[int]]] = field(default_factory=list)
+    said: list[tuple[int, int]] = field(default_factory=list)
+
+    def engine(self) -> Any:
+        name = "abcdefgh"[self.started]
+        self.started += 1
+        up = RayActorError() if self.fails and self.started > self.engines else 4
+        return SimpleNamespace(name=name, slots=SimpleNamespace(remote=lambda: self.ray.ref(up, name)))
+
+    def crew(self) -> Crew:
         def ask(batch: Any, recipe: Any, engine: Any) -> int:
-            asked.append((batch[0]["n"], engine.name))
-            return ray.ref(batch)
+            self.asked.append((engine.name, [row["n"] for row in batch]))
+            return self.ray.ref(Made(list(batch), []), engine.name)
 
-        engine = SimpleNamespace(name=name, slots=SimpleNamespace(remote=lambda: ray.ref(4)))
-        return SimpleNamespace(ask=SimpleNamespace(remote=ask)), engine
-
-    room: Any = SimpleNamespace(wanted=wants)
-    pairs = [pair("abc"[i]) for i in range(engines)]
-    return Crew(pairs, lambda slots: slots // 2, room, lambda *n: said.append(n)), asked, said
+        asker = SimpleNamespace(ask=SimpleNamespace(remote=ask))
+        pairs = [(asker, self.engine()) for _ in range(self.engines)]
+        room: Any = SimpleNamespace(wish=self.wish)
+        return Crew(pairs, lambda slots: slots // 2, room, self.engine, lambda *n: self.said.append(n))
 
 
 def batches(number: int) -> list[list[dict[str, Any]]]:
-    return [[{"n": i}] for i in range(number)]
+    """Of three rows each."""
+    return [[{"n": 3 * i + k} for k in range(3)] for i in range(number)]
+
+
+def numbers(made: Iterable[Any]) -> list[int]:
+    return [row["n"] for batch in made for row in batch]
+
+
+def script(*given: Wish | None) -> Callable[[], Wish | None]:
+    looks = iter(given)
+    return lambda: next(looks, None)
 
 
 def test_few_batches_are_spread_over_all_engines(ray: FakeRay) -> None:
-    made, asked, said = crew(ray, lambda: False)
-    assert sorted(b[0]["n"] for b in made.ask(batches(3), None)) == [0, 1, 2]
-    assert [name for _, name in asked] == ["a", "b", "a"]
-    assert said == []
+    farm = Farm(ray, script())
+    assert sorted(numbers(farm.crew().ask(batches(4), None))) == list(range(12))
+    assert {name for name, _ in farm.asked[1:]} == {"a", "b"}
+    assert farm.said == []
 
 
-def test_the_batches_of_an_engine_that_leaves_are_made_by_the_others_each_once(ray: FakeRay) -> None:
-    looks = iter([False, True])
-    made, asked, said = crew(ray, lambda: next(looks, False))
-    done = [b[0]["n"] for b in made.ask(batches(9), None)]
-    assert sorted(done) == list(range(9))
+def test_the_rows_an_engine_leaves_are_made_by_the_others_each_once(ray: FakeRay) -> None:
+    farm = Farm(ray, script(None, None, None, LEAVE))
+    crew = farm.crew()
+    assert sorted(numbers(crew.ask(batches(9), None))) == list(range(27))
     assert ray.killed == ["b"]
-    taken = {n for n, name in asked if name == "b"}
-    assert taken
-    assert all((n, "a") in asked for n in taken)
-    assert said == [(1, 2)]
-    assert made.here == 1
+    assert farm.said == [(1, 2)]
+    assert crew.up == 1
+    assert [engine.name for engine in crew.dismiss()] == ["a"]
 
 
-def test_when_all_have_left_it_waits_until_one_is_back(ray: FakeRay) -> None:
-    looks = iter([True, True, True])
-    made, _, said = crew(ray, lambda: next(looks, False))
-    assert sorted(b[0]["n"] for b in made.ask(batches(6), None)) == list(range(6))
-    assert ray.killed[:2] == ["b", "a"]
-    assert said[:2] == [(1, 2), (0, 2)]
-    assert made.here >= 1
+def test_another_takes_its_place_when_nobody_waits_any_more(ray: FakeRay) -> None:
+    farm = Farm(ray, script(None, None, None, LEAVE, None, STAY))
+    crew = farm.crew()
+    assert sorted(numbers(crew.ask(batches(20), None))) == list(range(60))
+    assert farm.said == [(1, 2), (2, 2)]
+    assert "c" in {name for name, _ in farm.asked}
+    assert [engine.name for engine in crew.dismiss()] == ["a", "c"]
+
+
+def test_when_all_have_left_it_waits_until_one_is_back(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    farm = Farm(ray, script(None, None, None, LEAVE, LEAVE, *[None] * 20, STAY))
+    assert sorted(numbers(farm.crew().ask(batches(6), None))) == list(range(18))
+    assert sorted(ray.killed) == ["a", "b"]
+    assert (0, 2) in farm.said
+    assert farm.said[-1][0] > 0
+
+
+def test_an_engine_that_cannot_come_back_is_done_without(ray: FakeRay) -> None:
+    farm = Farm(ray, script(None, None, None, LEAVE, STAY), fails=True)
+    assert sorted(numbers(farm.crew().ask(batches(12), None))) == list(range(36))
+    assert farm.said[-1] == (1, 1)
+
+
+def test_without_any_engine_it_says_so(ray: FakeRay) -> None:
+    farm = Farm(ray, script(None, None, LEAVE, STAY), engines=1, fails=True)
+    with pytest.raises(StageError, match="every engine is gone, the last with: "):
+        numbers(farm.crew().ask(batches(12), None))
