@@ -22,7 +22,7 @@ test: test-unit ## unit and contract tests, then small real models through Ray; 
 	@echo "All passed. Next: make quickstart (the whole loop), make test-all (slow and GPU tests), make bench (ratios)."
 
 test-unit: $(VENV)/.installed ## unit and contract tests, some minutes, no Ray cluster
-	$(PYTEST) tests/unit tests/contracts -m "not slow"
+	$(PYTEST) tests/unit tests/contracts -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
 test-all: $(VENV)/.installed ## every test; GPU tests skip without one
 	$(PYTEST) tests

@@ -13,6 +13,7 @@ from largeforge_ray.data import ingest, read_rows
 from largeforge_ray.errors import ConfigError, ForgeError
 from largeforge_ray.evaluate import read_outcomes
 from largeforge_ray.flow import Plan, RunContext, Tools, farming, make_plan, steps
+from largeforge_ray.flow.ledger import Ledger
 from largeforge_ray.observe import EventLog
 from largeforge_ray.store import Store, open_store
 from largeforge_ray.teach import Recipe
@@ -132,8 +133,8 @@ class Handle:
         self.heard.append(f"start {self.model} for rank {max_lora_rank}")
         self.start_seconds = self.generate = self.stop = self
 
-    def remote(self) -> float:
-        return 0.0
+    def remote(self) -> object:
+        return object()
 
 
 @pytest.fixture
@@ -143,6 +144,7 @@ def context(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
     monkeypatch.setattr(Handle, "heard", [])
     monkeypatch.setattr(ray, "get", lambda value, timeout=None: value)
+    monkeypatch.setattr(ray, "wait", lambda refs, **_: (refs, []))
     monkeypatch.setattr(ray, "kill", lambda actor: actor.heard.append(f"stop {actor.model}"))
     manifest = parse_manifest(MANIFEST)
     plan = make_plan(manifest, store, home)
@@ -158,17 +160,38 @@ def context(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterat
     events.close()
 
 
+def test_an_engine_that_left_is_no_longer_charged_and_started_by_whoever_wants_it(
+    context: RunContext,
+) -> None:
+    now = [0.0]
+    context.ledger = Ledger(lambda: now[0])
+    first, second = engines = context.engines(None, 2)
+    now[0] = 10.0
+    context.some_left(engines, 1)
+    now[0] = 15.0
+    context.keep_engines(engines, [first])
+    assert context.ledger.take() == 2 * 10 + 5
+    again = context.engines(None, 2)
+    assert again[0] is first
+    assert again[1] is not second
+    now[0] = 16.0
+    context.close_engines()
+    now[0] = 20.0
+    assert context.ledger.take() == 2
+
+
 def test_each_engine_is_started_once_and_one_at_a_time(
     context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base's answers the base and its adapters; a whole model has its own, which serves no adapters."""
 
-    def farm(items: str, recipe: Recipe, *, engines: list[Handle], journal: Any, **rest: Any) -> None:
+    def farm(items: str, recipe: Recipe, *, engines: list[Handle], journal: Any, **rest: Any) -> Any:
         (engine,) = engines
         work = [w for item in read_rows(Path(items).parent, Path(items).stem) for w in recipe.work(item)]
         adapters = {Path(w.request.adapter).name if w.request.adapter else "none" for w in work}
         engine.heard.append(f"ask {engine.model} with {' '.join(adapters)}")
         journal.append([recipe.row(w, [Generation(w.row_key, text=str(w.item["answer"]))]) for w in work])
+        return engines
 
     monkeypatch.setattr(farming, "run_farm", farm)
     folder = tmp_path / "outcomes"
