@@ -71,6 +71,7 @@ class Fleet:
     ) -> None:
         self._client, self._slots = client, slots
         self._wake, self._waking = wake, 0
+        self._woken: asyncio.Future[Any] | None = None
         self._replicas: dict[str, Replica] = {}
         self._balancer = balancer or Balancer()
         self._changed = asyncio.Event()
@@ -150,25 +151,36 @@ class Fleet:
                 if replica.usable and version in replica.report.served and name not in tried
             }
             if loads:
+                self._stop_waking()
                 return self._replicas[self._balancer.choose(loads, self._slots, blocks)]
             if self._wake is None or tried:
                 raise expert_unavailable(ask.expert.name)
             await self._first(self._wake)
 
     async def _first(self, wake: Callable[[], Awaitable[Any]]) -> None:
-        """Wait for a change among the replicas, with one of those that wait asking for a first one."""
+        """Wait for a change among the replicas, while a first one is asked for on behalf of all that wait."""
         if self._waking >= 4 * self._slots:
             raise queue_full(self._waking, 4 * self._slots)
         self._waking += 1
         changed = asyncio.create_task(self._changed.wait())
-        woken = asyncio.ensure_future(wake()) if self._waking == 1 else None
+        if self._woken is None or self._woken.done():
+            self._woken = asyncio.ensure_future(wake())
+            # Whether it fails is of no interest: who still waits asks again.
+            self._woken.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             await changed
+        except asyncio.CancelledError:
+            if self._waking == 1:
+                self._stop_waking()
+            raise
         finally:
             self._waking -= 1
             changed.cancel()
-            if woken is not None:
-                woken.cancel()
+
+    def _stop_waking(self) -> None:
+        if self._woken is not None:
+            self._woken.cancel()
+            self._woken = None
 
     async def _exchange(self, replica: Replica, ask: Ask) -> AsyncIterator[ReplyHead | bytes]:
         import aiohttp

@@ -124,6 +124,11 @@ class RunContext:
     def _workers(self, what: tuple[Any, ...], start: Callable[[], Any], number: int) -> list[Any]:
         if what != self._what:
             self.close_engines()
+        # Who has nothing to do holds no place.
+        idle, self._engines = self._engines[number:], self._engines[:number]
+        for engine in idle:
+            stop_engine(engine)
+        self._charge(len(self._engines))
         if len(self._engines) < number:
             self._what = what
             with self.phase("ray start"):
@@ -133,7 +138,7 @@ class RunContext:
                 self._start = start
                 self._engines += [start() for _ in range(number - len(self._engines))]
                 self._engines = _first_up(self._engines)
-        return self._engines[:number]
+        return list(self._engines)
 
     @property
     def held(self) -> dict[str, float]:

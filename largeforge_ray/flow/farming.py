@@ -95,8 +95,11 @@ class _Progress:
 
     def crew(self, engines: Sequence[Any], up: int, all_: int) -> None:
         self._context.some_left(engines, up)
-        less = f"serving needs room: {up} of {all_} engines go on"
-        self._context.emit(self._stage, "progress", {}, less if up < all_ else "all engines are back")
+        said = f"serving needs room: {up} of {all_} engines go on"
+        if up == all_:
+            lost = len(engines) - up
+            said = f"{lost} engines did not start again; {up} go on" if lost else "all engines are back"
+        self._context.emit(self._stage, "progress", {}, said)
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:

@@ -59,14 +59,15 @@ class Crew:
         for hand in self._hands:
             self._expect(hand)
 
-    def dismiss(self) -> list[Any]:
-        """End the engines that are still starting; returns the others."""
+    def dismiss(self, *, keep: Sequence[Any] | None = None) -> list[Any]:
+        """End the engines that are still starting, and those not among ``keep``; returns the others."""
         import ray
 
+        up = [hand for hand in self._hands if hand.most and (keep is None or hand.engine in keep)]
         for hand in self._hands:
-            if hand.engine is not None and not hand.most:
+            if hand.engine is not None and hand not in up:
                 ray.kill(hand.engine)
-        return [hand.engine for hand in self._hands if hand.most]
+        return [hand.engine for hand in up]
 
     @property
     def up(self) -> int:
@@ -87,6 +88,7 @@ class Crew:
                 yield from self._next()
 
     def _give(self, batch: Batch, recipe: Any) -> Iterator[Batch | str]:
+        self._welcome()
         while not (free := [hand for hand in self._hands if hand.busy < hand.most]):
             yield from self._next()
         # The emptiest: few batches are spread over all engines.
@@ -94,6 +96,15 @@ class Crew:
         hand.busy += 1
         ref = hand.asker.ask.remote(batch, recipe, hand.engine)
         self._under_way[ref] = _Task(hand, hand.engine, asked=True)
+
+    def _welcome(self) -> None:
+        """Take up all engines that have started: they have nothing to do yet."""
+        import ray
+
+        starts = [ref for ref, task in self._under_way.items() if not task.asked]
+        ready, _ = ray.wait(starts, num_returns=len(starts), timeout=0) if starts else ([], [])
+        for ref in ready:
+            self._started(self._under_way.pop(ref), ref)
 
     def _next(self) -> Sequence[Batch | str]:
         """Wait until something ends: a batch, of which something may be finished, or an engine's start."""
@@ -154,13 +165,18 @@ class Crew:
                     self._expect(hand)
 
     def _leave(self) -> None:
-        """The last that is up, and those that would take its place before serving does."""
+        """One that is starting, which may hold a place or wait for one before serving does; else one that is
+        up."""
         import ray
 
-        up = [hand for hand in self._hands if hand.most]
-        for hand in [*up[-1:], *(h for h in self._hands if h.engine is not None and not h.most)]:
-            ray.kill(hand.engine)
-            hand.engine, hand.most = None, 0
+        there = [hand for hand in self._hands if hand.engine is not None]
+        if not there:
+            return
+        hand = min(reversed(there), key=lambda each: each.most > 0)
+        if hand.most and self._room is not None:
+            self._room.gave()
+        ray.kill(hand.engine)
+        hand.engine, hand.most = None, 0
         self._some_left = True
         self._said(self.up, len(self._hands))
 

@@ -70,10 +70,15 @@ def run_farm(
     crew = Crew(pairs, lambda slots: batches_under_way(slots, batch), room, start, on_crew)
     # Closed, not left to the collector: its threads would outlive an error and reach for a Ray that is gone.
     with closing(in_batches(missing_rows(items, recipe, journal), batch)) as batches:
-        for made in crew.ask(batches, ray.put(recipe)):
-            if isinstance(made, str):
-                raise StageError(made)
-            on_batch(made)
+        try:
+            for made in crew.ask(batches, ray.put(recipe)):
+                if isinstance(made, str):
+                    raise StageError(made)
+                on_batch(made)
+        except BaseException:
+            # Of those it started itself nobody else knows.
+            crew.dismiss(keep=engines)
+            raise
     return crew.dismiss()
 
 

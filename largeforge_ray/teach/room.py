@@ -13,6 +13,8 @@ LOOK_S = 3.0
 """Between looks, which ask Ray's head. Who is there in two of them waits for room, not for its turn."""
 BLIND_S = 60.0
 """Until the next look after one that failed: the head may be starting again."""
+IN_VAIN = 6
+"""Looks in which nothing changes after which a replica is not waiting for an engine's place."""
 REPLICA = "ServeReplica:"
 """How Ray calls the actors of Serve's replicas."""
 
@@ -58,37 +60,51 @@ def waiting_replicas(held: Mapping[str, float]) -> list[Waiting]:
 class Room:
     """Asked again and again, it says when an engine should make room and when none need to.
 
-    A replica that still waits when as many have left as would do is waiting for something else, and no more
-    leave for it.
+    As many leave as the replicas that wait take. One for which that was in vain is waiting for something
+    else: no more leave for it, and those that did come back.
     """
 
     def __init__(self, look: Callable[[], list[Waiting]], now: Callable[[], float] = time.monotonic) -> None:
         self._look, self._now = look, now
-        self._seen: set[str] = set()
-        self._left_for: dict[str, int] = {}
+        self._waiting: dict[str, int] = {}
+        self._in_vain: set[str] = set()
+        self._given = self._stuck = 0
         self._due = now()
         self._told = False
 
+    def gave(self) -> None:
+        """An engine that held a place has ended."""
+        self._given += 1
+        if self._given <= sum(self._waiting.values()):
+            self._stuck = 0
+
     def wish(self) -> Wish | None:
-        """None between looks, when nothing can be seen, and while whoever waits may yet find a place."""
+        """None between looks, and while whoever waits may yet find a place."""
+        from ray.exceptions import RayError
         from ray.util.state.exception import RayStateApiException
 
         if self._now() < self._due:
             return None
         try:
-            waiting = self._look()
-        except (OSError, RayStateApiException) as error:
+            waiting = {one.actor: one.takes for one in self._look() if one.actor not in self._in_vain}
+        except (OSError, RayError, RayStateApiException) as error:
             if not self._told:
                 _log.warning("batch work cannot see whether serving needs room: %s", error)
             self._told, self._due = True, self._now() + BLIND_S
-            return None
+            # Ray has no place for an engine that comes back too early.
+            return Wish.STAY
         self._due = self._now() + LOOK_S
-        open_ = [one for one in waiting if self._left_for.get(one.actor, 0) < one.takes]
-        still = next((one for one in open_ if one.actor in self._seen), None)
-        self._seen = {one.actor for one in open_}
-        if still is None:
-            return None if open_ else Wish.STAY
-        self._left_for[still.actor] = self._left_for.get(still.actor, 0) + 1
-        # Whoever was made room for gets as long again to take it.
-        self._seen = set()
-        return Wish.LEAVE
+        still = self._waiting.keys() & waiting.keys()
+        placed = sum(takes for actor, takes in self._waiting.items() if actor not in waiting)
+        self._given = max(0, self._given - placed)
+        self._stuck = self._stuck + 1 if waiting.keys() == self._waiting.keys() else 0
+        self._waiting = waiting
+        if not waiting:
+            self._given = 0
+            return Wish.STAY
+        if self._stuck >= IN_VAIN:
+            self._in_vain |= waiting.keys()
+            return Wish.STAY
+        # One more than should do: an engine whose node was lost held no place.
+        spare = self._stuck == IN_VAIN // 2
+        return Wish.LEAVE if still and (self._given < sum(waiting.values()) or spare) else None

@@ -195,23 +195,31 @@ async def test_only_a_replica_that_has_the_adapter_is_asked_for_it() -> None:
 
 @in_loop
 async def test_the_first_request_waits_for_a_replica_where_one_can_be_started() -> None:
-    woken = 0
+    woken = left = 0
 
     async def wake() -> None:
-        nonlocal woken
+        nonlocal woken, left
         woken += 1
-        await asyncio.sleep(HANG)
+        try:
+            await asyncio.sleep(HANG)
+        finally:
+            left += 1
 
     async with fleet_of(wake=wake, slots=2) as (fleet, _):
         waiting = [asyncio.create_task(parts(fleet)) for _ in range(8)]
         await asyncio.sleep(0.02)
-        assert woken == 1
+        for _ in range(3):
+            # The registry tells every second that there is still none.
+            fleet.update([], keep=False)
+            await asyncio.sleep(0.02)
+        assert (woken, left) == (1, 0)
         with pytest.raises(ApiError) as caught:
             await parts(fleet)
         assert refused(caught) == (429, "queue_full")
         replica = Running("late", ScriptedModel(*WHOLE), limit=99)
         fleet.update([replica.report()], keep=False)
         assert [(await task)[0] for task in waiting] == [WHOLE[0]] * 8
+        assert (woken, left) == (1, 1)
         await replica.close()
 
 
