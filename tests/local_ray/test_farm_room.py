@@ -75,6 +75,7 @@ class Expert:
         return "here"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_an_engine_leaves_for_a_replica_that_waits_and_comes_back(three_cpus: Any, tmp_path: Path) -> None:
     """Three CPUs: two engines and one replica hold them when serving wants a second replica."""

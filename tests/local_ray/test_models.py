@@ -13,6 +13,8 @@ from largeforge_ray.store import Store, open_store
 from tests.local_ray.conftest import Done, largeforge
 from tests.unit._tiny import make_rows, tiny_model
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Done]:
