@@ -99,8 +99,8 @@ def test_an_engine_leaves_for_a_replica_that_waits_and_comes_back(three_cpus: An
         serve.run(expert, name="experts", route_prefix=None)
         times["served"] = time.monotonic() - asked
         time.sleep(4)
-        serve.delete("experts")
         times["left"] = time.monotonic()
+        serve.delete("experts")
 
     def on_crew(up: int, all_: int) -> None:
         said.append((up, all_))
