@@ -27,7 +27,7 @@ REWARDS = st.lists(
 )
 
 
-LEARNING = {"learning_rate": 0.1, "schedule": "constant", "epochs": 15.0, "lora": {"alpha": 64}}
+LEARNING = {"learning_rate": 0.1, "schedule": "constant", "epochs": 25.0, "lora": {"alpha": 64}}
 
 
 @pytest.fixture(scope="module")
