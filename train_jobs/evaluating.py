@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from largeforge_ray.errors import ConfigError, GateError
+from largeforge_ray.errors import ConfigError, GateError, ResourceError
 
 FOLDERS = {"truthfulqa_mc1": "truthfulqa", "truthfulqa_mc2": "truthfulqa", "truthfulqa_gen": "truthfulqa"}
 """Where below --data a task's documents are, if not in a folder of its name."""
@@ -171,6 +171,11 @@ def replay(store_url: str, outcomes: str, reference: str, live: str | None, samp
     decided, _ = decide_all(policies.build(router), kept)
     said = asyncio.run(ask_live(live, chosen, kept, decided, api_key=key))
     q, r = said.quality, said.replayed
+    if said.failed == q.n:
+        raise ResourceError(
+            f"{live} answered none of {q.n} requests: {said.error}; start the app there, or correct --live "
+            "or its key"
+        )
     click.echo(f"live: quality {_spread(q)} on {q.n} items, {said.failed} failed")
     click.echo(f"replayed: {_spread(r)}; the same expert for {said.same_expert:.0%}")
     if q.low > r.high or q.high < r.low:

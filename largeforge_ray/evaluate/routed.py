@@ -37,12 +37,15 @@ class Routed:
 @dataclass(frozen=True, slots=True)
 class Live:
     """What the served app made of the same items: mean quality, the share of items given to the expert that
-    the replay chose, and the replay's own mean quality on them."""
+    the replay chose, and the replay's own mean quality.
+
+    ``error`` is that of the first that ``failed``."""
 
     quality: Interval
     same_expert: float
     replayed: Interval
     failed: int
+    error: str | None = None
 
 
 def replay_policies(
@@ -98,7 +101,7 @@ async def ask_live(
     turn = asyncio.Semaphore(AT_ONCE)
     place = {digest: n for n, digest in enumerate(matrix.items)}
 
-    async def ask(each: Mapping[str, Any]) -> tuple[str | None, float]:
+    async def ask(each: Mapping[str, Any]) -> _Answered:
         async with turn:
             return await _ask(client, each)
 
@@ -108,18 +111,27 @@ async def ask_live(
         await client.close()
     at = [place[each["item_hash"]] for each in items]
     expected = [matrix.experts[chosen_N[n]] for n in at]
-    same = [name == meant for (name, _), meant in zip(made, expected, strict=True)]
+    same = [one.expert == meant for one, meant in zip(made, expected, strict=True)]
     replayed = [float(matrix.quality_NE[n, chosen_N[n]]) for n in at]
     return Live(
-        quality=interval([[quality for _, quality in made]], confidence=confidence, seed=seed),
+        quality=interval([[one.quality for one in made]], confidence=confidence, seed=seed),
         same_expert=sum(same) / len(same),
         replayed=interval([replayed], confidence=confidence, seed=seed),
-        failed=sum(name is None for name, _ in made),
+        failed=sum(one.error is not None for one in made),
+        error=next((one.error for one in made if one.error is not None), None),
     )
 
 
-async def _ask(client: Any, each: Mapping[str, Any]) -> tuple[str | None, float]:
-    """Who answered, None if nobody did, and how good it was."""
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """Who answered and how good it was, or why nobody did."""
+
+    expert: str | None
+    quality: float
+    error: str | None = None
+
+
+async def _ask(client: Any, each: Mapping[str, Any]) -> _Answered:
     from openai import OpenAIError
 
     try:
@@ -130,8 +142,8 @@ async def _ask(client: Any, each: Mapping[str, Any]) -> tuple[str | None, float]
             max_tokens=each["max_tokens"],
             stop=each["stop"] or None,
         )
-    except OpenAIError:
-        return None, 0.0
+    except OpenAIError as error:
+        return _Answered(None, 0.0, str(error))
     text = reply.parse().choices[0].message.content or ""
     judged = await asyncio.to_thread(judge, dict(each), Generation("live", text))
-    return reply.headers.get(EXPERT_HEADER), judged.quality
+    return _Answered(reply.headers.get(EXPERT_HEADER), judged.quality)

@@ -42,6 +42,17 @@ def test_a_name_pins_and_the_adapter_makes_the_difference(server: Server) -> Non
     assert base.parse().choices[0].message.content != expert.parse().choices[0].message.content
 
 
+def test_the_app_does_on_a_sample_what_the_matrix_says_it_would(server: Server, forge: Forge) -> None:
+    live = ("replay", "outcomes", "live", "--sample", "8", "--live")
+    done = forge.command(*live, f"{server.url}/v1")
+    assert done.code == 0, done.out + done.err
+    assert "on 8 items, 0 failed" in done.out
+    assert "the same expert for 100%" in done.out
+    wrong = forge.command(*live, "http://127.0.0.1:9/v1")
+    assert wrong.code == 1
+    assert "http://127.0.0.1:9/v1 answered none of 8 requests: Connection error" in wrong.err
+
+
 def test_generation_stops_by_itself(server: Server) -> None:
     assert ask(server, "orders", ORDER).parse().choices[0].finish_reason == "stop"
 
