@@ -39,7 +39,8 @@ class Live:
     """What the served app made of the same items: mean quality, the share of items given to the expert that
     the replay chose, and the replay's own mean quality.
 
-    ``error`` is that of the first that ``failed``."""
+    ``error`` is that of the first that ``failed``.
+    """
 
     quality: Interval
     same_expert: float
