@@ -35,7 +35,15 @@ def elastic(forge: Forge) -> Iterator[Server]:
 def test_serve_run_serves_the_application_at_its_own_port(forge: Forge) -> None:
     """Serve's own command, with arguments as it passes them."""
     port = free_port()
-    words = ("run", "serve_apps.forge:app", f"store={forge.store}", "router=live", f"port={port}")
+    words = (
+        "run",
+        "--address",
+        "local",
+        "serve_apps.forge:app",
+        f"store={forge.store}",
+        "router=live",
+        f"port={port}",
+    )
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("serve")), *words],
         cwd=forge.folder,
