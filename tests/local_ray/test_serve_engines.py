@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.local_ray._load import load
@@ -57,8 +57,12 @@ def test_serve_run_serves_the_application_at_its_own_port(forge: Forge) -> None:
         wait_for(server.is_ready, 120, lambda: process.poll() is None)
         assert "Ingrid" in str(ask(server, "orders", ORDER).parse().choices[0].message.content)
     finally:
-        process.send_signal(signal.SIGINT)
+        # A shell's background job, and what it starts, hears no SIGINT.
+        rest = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
         process.wait(60)
+        for each in psutil.wait_procs(rest, timeout=20)[1]:
+            each.kill()
 
 
 def replicas(server: Server) -> int:
