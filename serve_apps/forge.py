@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from largeforge_ray.config.speculation import Speculation
-from largeforge_ray.errors import ConfigError
+from largeforge_ray.errors import ConfigError, ForgeError
 from largeforge_ray.keyfile import hash_of, read_keys, read_token
 from largeforge_ray.observe.logs import dress_handlers
 from largeforge_ray.promote.views import RouterReport, View
@@ -256,8 +256,16 @@ def _fault(error: Mapping[str, Any]) -> str:
 
 
 def app(args: dict[str, Any]) -> serve.Application:
-    """For ``serve run`` and ``serve deploy``, which call it with the arguments they are given."""
-    return build_app(parse_args(**args))
+    """For ``serve run`` and ``serve deploy``, which call it with the arguments they are given.
+
+    Raises what the command line of Ray Serve shows as one line, not as a fault of its own.
+    """
+    from click import ClickException
+
+    try:
+        return build_app(parse_args(**args))
+    except ForgeError as error:
+        raise ClickException(str(error)) from None
 
 
 def _engine(router: str, group: ModelGroup, args: ForgeArgs) -> serve.Application:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click import ClickException
 
 from largeforge_ray.config.speculation import Draft, Ngram
 from largeforge_ray.errors import ConfigError, StoreError
@@ -71,9 +72,9 @@ def test_serve_builds_the_application_from_a_dictionary(tmp_path: Path) -> None:
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
 
     _publish(tmp_path, "dataset", 5, "dataset")
-    with pytest.raises(ConfigError, match="is of kind dataset; name a router"):
+    with pytest.raises(ClickException, match="is of kind dataset; name a router"):
         build(app, {"store": str(tmp_path / "forge"), "router": "dataset5", "port": "8000"})
-    with pytest.raises(ConfigError, match="did you mean 'routers'"):
+    with pytest.raises(ClickException, match="did you mean 'routers'"):
         build(app, {"routrs": 2})
 
 
