@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 
 from largeforge_ray.config.speculation import Draft, Ngram, Speculation
-from largeforge_ray.models import engine_args, engine_env
+from largeforge_ray.models import detect, engine_args, engine_env
 from largeforge_ray.models.speculation import SpeculationNumbers, check_speculation
 from tests.unit._tiny import stage_of, text, tiny_model
 
@@ -80,6 +81,13 @@ def running(
             llm.shutdown()
 
 
+def worker_seconds() -> dict[int, float]:
+    """CPU time of each thread of vLLM's worker, which computes."""
+    here = psutil.Process().children(recursive=True)
+    (worker,) = (child for child in here if child.name().startswith("VLLM::Worker"))
+    return {thread.id: thread.user_time for thread in worker.threads()}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("speculation"), head_dim=32)
@@ -127,6 +135,7 @@ def test_ngrams_leave_the_answers_of_the_model_and_of_an_adapter_as_they_are(
 ) -> None:
     drafted = {"base": 0, "adapted": 0}
     with running(model, NGRAM, max_lora_rank=8) as engine:
+        before = worker_seconds()
         for name, folder, wanted in (("base", None, plain[0]), ("adapted", adapter, plain[1])):
             for prompt, answer in zip(prompts, wanted, strict=True):
                 answers, numbers = engine.ask([prompt], folder)
@@ -134,7 +143,10 @@ def test_ngrams_leave_the_answers_of_the_model_and_of_an_adapter_as_they_are(
                 drafted[name] += numbers.accepted
             answers, _ = engine.ask(prompts, folder)
             assert answers == wanted
+        spent = {thread: s - before.get(thread, 0.0) for thread, s in worker_seconds().items()}
     assert min(drafted.values()) > 0
+    busy = [s for s in spent.values() if s > max(spent.values()) / 4]
+    assert len(busy) == detect().cpus, "looking n-grams up changed the engine's number of threads"
 
 
 def test_a_draft_that_is_the_model_itself_is_mostly_right(
