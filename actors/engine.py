@@ -10,6 +10,7 @@ from typing import Any
 
 from largeforge_ray.models.engine import Engine
 from largeforge_ray.models.hardware import engine_slots, give_way, gpus_each
+from largeforge_ray.models.room import Place
 from largeforge_ray.models.supervised import SupervisedEngine
 from largeforge_ray.types import GenerateRequest, Generation, ScoreRequest, TokenScores
 
@@ -44,20 +45,20 @@ class EngineActor:
         self._engine.shutdown()
 
 
-def start_engine(model_dir: str, **options: Any) -> Any:
+def start_engine(model_dir: str, *, place: Place | None = None, **options: Any) -> Any:
     """Start an engine actor and return its handle at once; the first call waits for the model.
 
     ``options`` are those of ``Engine``.
     """
-    return model_actor(EngineActor).remote(model_dir, options)
+    return model_actor(EngineActor, place).remote(model_dir, options)
 
 
-def model_actor(cls: type) -> Any:
+def model_actor(cls: type, place: Place | None) -> Any:
     """A class as an actor that holds a model, answers many callers at once and is started again by Ray."""
     import ray
 
     return ray.remote(cls).options(
-        name=None,
+        **(place.options() if place else {}),
         num_cpus=1,
         num_gpus=gpus_each(),
         max_restarts=RESTARTS,

@@ -10,6 +10,7 @@ from typing import Any
 from actors.engine import model_actor
 from largeforge_ray.models.hardware import detect, give_way, threads_per_worker
 from largeforge_ray.models.likelihood import Likelihood
+from largeforge_ray.models.room import Place
 from largeforge_ray.types import ChoiceRequest, ChoiceScores
 
 SLOTS = 64
@@ -63,6 +64,6 @@ class ScorerActor:
             pass
 
 
-def start_scorer(model_dir: str, *, max_model_len: int) -> Any:
+def start_scorer(model_dir: str, *, max_model_len: int, place: Place | None = None) -> Any:
     """Start a scorer actor and return its handle at once; the first call waits for the model."""
-    return model_actor(ScorerActor).remote(model_dir, max_model_len)
+    return model_actor(ScorerActor, place).remote(model_dir, max_model_len)

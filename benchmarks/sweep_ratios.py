@@ -66,19 +66,28 @@ def write_manifest(path: Path, *sweeps: dict[str, Any]) -> Path:
 def packed(manifest: Path, url: str) -> dict[str, Any]:
     """``largeforge run``, which also counts the packs: each loads the base once."""
     from actors import ray_session, start_board, start_endpoint, start_engine, start_pack
+    from actors.scorer import start_scorer
     from largeforge_ray.config import load_manifest
     from largeforge_ray.flow import Tools, make_plan, run_plan
     from largeforge_ray.store import open_store
 
     packs: list[Any] = []
 
-    def start(job: Any) -> Any:
-        packs.append(start_pack(job))
+    def start(job: Any, place: Any) -> Any:
+        packs.append(start_pack(job, place))
         return packs[-1]
 
     loaded, store = load_manifest(manifest), open_store(url)
     with ray_session(lambda text: None) as session:
-        tools = Tools(session.connect, start_engine, start_endpoint, start_board, start, lambda event: None)
+        tools = Tools(
+            connect=session.connect,
+            start_engine=start_engine,
+            start_scorer=start_scorer,
+            start_endpoint=start_endpoint,
+            start_board=start_board,
+            start_pack=start,
+            listen=lambda event: None,
+        )
         made = run_plan(make_plan(loaded, store, manifest.parent), loaded, store, tools=tools)
     trials = made.artifacts["swept"].metrics["trials"]
     losses = {name_of(t["point"]): store.get(t["key"]).metrics["losses"] for t in trials}

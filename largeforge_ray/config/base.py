@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 Ref = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}(\.(train|test))?$")]
@@ -70,3 +70,32 @@ class StageBase(Strict):
     def settings(self) -> dict[str, Any]:
         """What decides the result, and so goes into the key: everything but names."""
         return self.model_dump(mode="json", exclude={"name", *(f.split(".")[0] for f in self.references())})
+
+
+def _of_a_node(resources: dict[str, float]) -> dict[str, float]:
+    for name, amount in resources.items():
+        if name in ("CPU", "GPU", "memory", "object_store_memory"):
+            raise ValueError(
+                f"'{name}' is held by every process as it needs it; name a resource that you gave your nodes "
+                "(ray start --resources)"
+            )
+        if amount <= 0 or (amount > 1 and amount % 1):
+            raise ValueError(f"{name}: {amount:g} is not above 0, or above 1 and not whole, as Ray wants it")
+    return resources
+
+
+class OnCluster(StageBase):
+    """What a stage whose processes take room in the cluster says of it; nothing that it makes depends on
+    this."""
+
+    resources: Annotated[dict[str, float], AfterValidator(_of_a_node)] = Field(
+        {}, description="Named resources of nodes that each process asks for beside its CPU or GPU."
+    )
+    priority: int = Field(
+        0,
+        ge=-1000,
+        le=1000,
+        description="Work of a lower one makes room for it, and all of it for what is served.",
+    )
+
+    PLACED: ClassVar[frozenset[str]] = frozenset({"resources", "priority"})

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from largeforge_ray.config.base import Name, Ref, StageBase, Strict
+from largeforge_ray.config.base import Name, OnCluster, Ref, Strict
 from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.config.tasks import TaskEntry
 from largeforge_ray.config.teaching import Endpoint, Price
@@ -47,7 +47,7 @@ def _who(value: Any) -> str:
     return "stage" if isinstance(value, str) else "expert"
 
 
-class EvaluateStage(StageBase):
+class EvaluateStage(OnCluster):
     """Every candidate answers every item once: the outcome matrix."""
 
     makes: ClassVar[str] = "outcomes"

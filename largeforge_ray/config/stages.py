@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from largeforge_ray.config.base import Ref, Split, StageBase
+from largeforge_ray.config.base import OnCluster, Ref, Split, StageBase
 from largeforge_ray.config.evaluating import EvaluateStage
 from largeforge_ray.config.gate import Gate
 from largeforge_ray.config.merging import MergeStage
@@ -46,7 +46,7 @@ class ModelStage(StageBase):
         return {}
 
 
-class PromoteStage(StageBase):
+class PromoteStage(OnCluster):
     """Check a candidate, prove it on the engine, and make it an expert beside the base model."""
 
     makes: ClassVar[str] = "router"

@@ -21,6 +21,8 @@ SHARED = (
     "workers",
     "held_out_rows",
     "kind",
+    "resources",
+    "priority",
 )
 """Trials of a sweep have these in common: they read the same tokens and are measured on the same rows."""
 MUTABLE = ("learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm", "lora.dropout")

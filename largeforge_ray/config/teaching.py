@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from largeforge_ray.config.algorithms import Form
-from largeforge_ray.config.base import Ref, Split, StageBase, Strict, by_name
+from largeforge_ray.config.base import OnCluster, Ref, Split, Strict, by_name
 from largeforge_ray.config.filters import Contamination, Filter
 from largeforge_ray.errors import ConfigError
 from largeforge_ray.types import Message, Sampling
@@ -153,7 +153,7 @@ Make = Annotated[
 """``make: preferences``, or ``make: {name: preferences, by: judge}``."""
 
 
-class TeachStage(StageBase):
+class TeachStage(OnCluster):
     """Ask a teacher for several answers a prompt and keep those that the checks and filters accept."""
 
     makes: ClassVar[str] = "dataset"
@@ -179,7 +179,7 @@ class TeachStage(StageBase):
     engines: int = Field(1, ge=1, description="Engines at once. It changes the time and nothing else.")
     seed: int = 0
 
-    WHERE: ClassVar[frozenset[str]] = frozenset({"engines", "max_failed"})
+    WHERE: ClassVar[frozenset[str]] = frozenset({"engines", "max_failed"}) | OnCluster.PLACED
     """How the work is laid out, and when it is given up; no row depends on it."""
 
     def references(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from largeforge_ray.config.algorithms import Algorithm, Drawing, Sft
-from largeforge_ray.config.base import Ref, StageBase, Strict, as_list
+from largeforge_ray.config.base import OnCluster, Ref, Strict, as_list
 
 PRESETS: dict[str, dict[str, Any]] = {
     "7b": {"rank": 16, "alpha": 32, "targets": ["attention"]},
@@ -72,7 +72,7 @@ STRATEGIES: dict[str, str] = {
 DIVIDES_WEIGHTS = ("zero3", "fsdp2")
 
 
-class Training(StageBase):
+class Training(OnCluster):
     """What a training is given, be it one or each of a sweep's."""
 
     algorithm: Algorithm = Sft()
@@ -132,6 +132,7 @@ class Training(StageBase):
             "checkpoint_every",
             "keep_checkpoints",
             "probe",
+            *OnCluster.PLACED,
         }
     )
     """How the work is laid out. It changes nothing but rounding, so a run may go on with other values."""

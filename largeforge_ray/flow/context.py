@@ -19,6 +19,7 @@ from largeforge_ray.config.teaching import Endpoint
 from largeforge_ray.flow.ledger import Ledger
 from largeforge_ray.flow.plan import Plan, PlannedStage
 from largeforge_ray.models.hardware import gpus_each
+from largeforge_ray.models.room import Place, Room, who_waits
 from largeforge_ray.observe import EventLog
 from largeforge_ray.store import Artifact, Store
 from largeforge_ray.types import RunEvent
@@ -35,8 +36,8 @@ class Tools:
     start_engine: Callable[..., Any]
     start_scorer: Callable[..., Any]
     start_endpoint: Callable[[Any, float], Any]
-    start_board: Callable[[], Any]
-    start_pack: Callable[[Any], Any]
+    start_board: Callable[[Place], Any]
+    start_pack: Callable[[Any, Place], Any]
     listen: Callable[[RunEvent], None]
 
 
@@ -52,6 +53,7 @@ class RunContext:
     log: EventLog
     phases: dict[str, float] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
+    place: Place = field(default_factory=lambda: Place("", ""))
     _engines: list[Any] = field(default_factory=list)
     _what: tuple[Any, ...] = ()
     _charged: int = 0
@@ -70,6 +72,18 @@ class RunContext:
             yield
         finally:
             self.phases[name] = round(self.phases.get(name, 0.0) + time.monotonic() - started, 2)
+
+    def connect(self) -> None:
+        """Join Ray, or find it joined; say so if the present stage will have to wait for a node."""
+        import ray
+
+        with self.phase("ray start"):
+            self.tools.connect()
+        offered = cast(Any, ray).cluster_resources()
+        for name in self.place.resources:
+            if name not in offered:
+                said = f"no node offers '{name}': the stage waits for one (ray start --resources)"
+                self.emit(self.place.stage, "progress", {}, said)
 
     def artifact(self, name: str) -> Artifact:
         """The artifact of a stage that has run or was cached."""
@@ -117,11 +131,12 @@ class RunContext:
 
     def endpoint(self, config: Endpoint, spent_usd: float) -> Any:
         """The actor that asks an endpoint; ``spent_usd`` is what finished rows have cost."""
-        with self.phase("ray start"):
-            self.tools.connect()
+        self.connect()
         return self.tools.start_endpoint(config, spent_usd)
 
-    def _workers(self, what: tuple[Any, ...], start: Callable[[], Any], number: int) -> list[Any]:
+    def _workers(self, what: tuple[Any, ...], start: Callable[..., Any], number: int) -> list[Any]:
+        what = (*what, self.place.resources)
+        start = partial(start, place=self.place)
         if what != self._what:
             self.close_engines()
         # Who has nothing to do holds no place.
@@ -131,8 +146,7 @@ class RunContext:
         self._charge(len(self._engines))
         if len(self._engines) < number:
             self._what = what
-            with self.phase("ray start"):
-                self.tools.connect()
+            self.connect()
             with self.phase("engine start"):
                 self._charge(number)
                 self._start = start
@@ -140,10 +154,10 @@ class RunContext:
                 self._engines = _first_up(self._engines)
         return list(self._engines)
 
-    @property
-    def held(self) -> dict[str, float]:
-        """What each engine or scorer takes of the cluster."""
-        return {"GPU": float(gpus_each())} if gpus_each() else {"CPU": 1.0}
+    def room(self) -> Room:
+        """Who else needs what each process of the present stage takes of the cluster."""
+        held = {"GPU": float(gpus_each())} if gpus_each() else {"CPU": 1.0}
+        return Room(partial(who_waits, held, self.place.priority))
 
     def start_another(self) -> Any:
         """One more of the engines or scorers that were asked for last; it may have to wait for room."""

@@ -14,7 +14,6 @@ from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import PlannedStage
 from largeforge_ray.store import RowJournal
 from largeforge_ray.teach import Recipe, run_farm
-from largeforge_ray.teach.room import Room, waiting_replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def farm(
                 journal=share.journal,
                 total=share.total,
                 on_batch=on_batch,
-                room=Room(partial(waiting_replicas, context.held)) if share.yields else None,
+                room=context.room() if share.yields else None,
                 start=context.start_another if share.yields else None,
                 on_crew=partial(progress.crew, engines),
             )
@@ -95,7 +94,7 @@ class _Progress:
 
     def crew(self, engines: Sequence[Any], up: int, all_: int) -> None:
         self._context.some_left(engines, up)
-        said = f"serving needs room: {up} of {all_} engines go on"
+        said = f"others need room: {up} of {all_} engines go on"
         if up == all_:
             lost = len(engines) - up
             said = f"{lost} engines did not start again; {up} go on" if lost else "all engines are back"

@@ -31,8 +31,7 @@ def make_merged(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
         chats=tuple((*row["messages"], *(row["chosen"] or ())) for row in rows),
         nf4=trained.precision if declared.dequantize else None,
     )
-    with context.phase("ray start"):
-        context.tools.connect()
+    context.connect()
     with context.phase("merge"), context.ledger.holding(1):
         figures = _in_a_task(job)
     said = (

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from largeforge_ray.config.base import OnCluster
 from largeforge_ray.config.manifest import Manifest
 from largeforge_ray.errors import ForgeError, StageError, StoreError
 from largeforge_ray.flow.context import RunContext, Tools, stage_lock
@@ -17,6 +18,7 @@ from largeforge_ray.flow.ledger import spent
 from largeforge_ray.flow.plan import Plan, PlannedStage
 from largeforge_ray.flow.steps import STEPS
 from largeforge_ray.models.hardware import gpus_each
+from largeforge_ray.models.room import Place
 from largeforge_ray.observe.events import EventLog
 from largeforge_ray.store import Artifact, Store
 
@@ -97,8 +99,16 @@ def _cause(error: Exception) -> str:
     return lines[-1].strip() if len(lines) > 1 else f"{type(error).__name__}: {error}"
 
 
+def _place(context: RunContext, stage: PlannedStage) -> Place:
+    # The base is planned as a stage that no manifest names.
+    declared = next((one for one in context.manifest.stages if one.name == stage.name), None)
+    if not isinstance(declared, OnCluster):
+        return Place(context.run, stage.name)
+    return Place(context.run, stage.name, declared.priority, declared.resources)
+
+
 def _execute(context: RunContext, stage: PlannedStage) -> Artifact:
-    context.phases = {}
+    context.phases, context.place = {}, _place(context, stage)
     context.ledger.take()  # what was held between the stages is nobody's
     started = time.monotonic()
     with context.store.staging(stage.artifact_kind, stage.key) as folder:

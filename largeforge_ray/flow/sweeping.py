@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from largeforge_ray.config.sweeping import SweepStage
 from largeforge_ray.config.training import Lora
+from largeforge_ray.flow.breaks import Packs
 from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.plan import PlannedStage
 from largeforge_ray.flow.probing import is_probed, probe_adapter
@@ -24,14 +26,11 @@ from largeforge_ray.train import PRODUCT, run_beside
 
 def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[str, Any]:
     """Sweep with Ray Tune; a killed sweep goes on with the trials that have not ended."""
-    import ray
-
     declared = context.manifest.stage(stage.name)
     assert isinstance(declared, SweepStage)
     found = {"lora": Lora(**stage.config["lora"]), "algorithm": algorithm_of(context, declared)}
     declared = declared.model_copy(update=found)
-    with context.phase("ray start"):
-        context.tools.connect()
+    context.connect()
     context.make_room(declared.processes)
     with context.phase("tokenise"):
         tokens = make_tokens(context, declared)
@@ -42,28 +41,30 @@ def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[s
         context.store.address(tokens),
         context.store.address(reference) if reference else None,
     )
-    hosts = [context.tools.start_pack(job) for _ in range(declared.processes)]
-    storage = context.work_address(stage)
-    board = context.tools.start_board()
+    storage, board = context.work_address(stage), context.tools.start_board(context.place)
+    start = partial(context.tools.start_pack, job, context.place)
+    packs = Packs(context, stage.name, board, start, declared.processes)
     with (
         context.phase("trials"),
         context.ledger.holding(declared.processes),
         tracked(context, stage) as trackers,
     ):
         heard = _Heard(context, stage.name, declared, board, trackers)
+
+        def meanwhile() -> None:
+            heard.read()
+            packs.heed()
+
         trials = run_beside(
-            lambda: run_sweep(declared, hosts, storage=storage, kept=context.work_folder(stage), board=board),
-            heard.read,
+            lambda: run_sweep(declared, board, storage=storage, kept=context.work_folder(stage)), meanwhile
         )
+        packs.end()
     keys = [_publish(context, stage, declared, trial) for trial in trials]
     # One that was stopped has not been at its last, small steps, and holds no reference for the probe.
     best = min(trials, key=lambda t: (t.stopped, t.held_out))
     shutil.copytree(best.folder / PRODUCT, folder, dirs_exist_ok=True)
     table = [_row(trial, key) for trial, key in zip(trials, keys, strict=True)]
     (folder / "trials.json").write_text(json.dumps(table, indent=2), encoding="utf-8")
-    for host in hosts:
-        # They hold the CPUs and GPUs that an engine needs.
-        ray.kill(host)
     probe = {"probe": probe_adapter(context, stage.name, folder)} if is_probed(declared) else {}
     context.end_work(stage)
     return probe | {

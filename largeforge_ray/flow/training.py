@@ -9,6 +9,7 @@ from typing import Any
 
 from largeforge_ray.config.algorithms import Features, Grpo, OnPolicy
 from largeforge_ray.config.training import Lora, Training, TrainStage
+from largeforge_ray.flow.breaks import TrainingBreak
 from largeforge_ray.flow.context import RunContext, stop_engine
 from largeforge_ray.flow.plan import PlannedStage, part_of
 from largeforge_ray.flow.probing import is_probed, probe_adapter
@@ -28,8 +29,7 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
     preset = declared.lora.preset if declared.lora else None
     lora = Lora(**stage.config["lora"]) if declared.lora else None
     declared = declared.model_copy(update={"lora": lora, "algorithm": algorithm_of(context, declared)})
-    with context.phase("ray start"):
-        context.tools.connect()
+    context.connect()
     context.make_room(declared.processes)
     with context.phase("tokenise"):
         tokens = make_tokens(context, declared)
@@ -42,7 +42,7 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
         model_dir=context.address(declared.model),
         tokens_dir=context.store.address(tokens),
         reference_dir=context.store.address(reference) if reference else None,
-        board=context.tools.start_board(),
+        board=context.tools.start_board(context.place),
         engine=rollout_engine(context, declared),
         reward_dir=reward_dir(context, declared),
         teacher=teacher,
@@ -54,8 +54,11 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
     with context.store.staging("reference", key) as kept, tracked(context, stage) as trackers:
         notes = _Notes(context, stage.name, declared, counts, trackers)
         storage = context.work_address(stage)
+        break_ = TrainingBreak(context, stage.name, declared.processes)
         with context.ledger.holding(declared.processes):
-            result = train(job, storage=storage, target=folder, on_note=notes.take, reference=kept)
+            result = train(
+                job, storage=storage, target=folder, on_note=notes.take, reference=kept, break_=break_
+            )
         if reference is None and any(kept.iterdir()):
             parents = [tokens.key, context.plan[declared.model].key]
             context.store.publish("reference", key, f"{stage.name}-reference", parents, {}, kept)
@@ -144,7 +147,9 @@ def start_teacher(context: RunContext, declared: Training) -> tuple[Any, str | N
         return context.engine(), None
     with context.phase("teacher start"):
         teacher = context.tools.start_engine(
-            context.address(name), max_model_len=context.manifest.model.max_model_len
+            context.address(name),
+            max_model_len=context.manifest.model.max_model_len,
+            place=context.place,
         )
         # It asks for the student's engine next, which takes as long to start.
         return teacher, None

@@ -112,8 +112,8 @@ def engine_env(hardware: Hardware | None = None) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
             # The few compiled functions cost a C++ compiler's half minute and save nothing in eager mode.
             "TORCH_COMPILE_DISABLE": "1",
-            # Numba looks n-grams up. It counts one CPU, as vLLM pins its worker to one of those above, and over
-            # OpenMP it would tell the whole process to go on with one thread: 123 tokens/s instead of 190.
+            # Numba looks n-grams up. It counts one CPU, as vLLM pins its worker to one of those above, and
+            # over OpenMP it would leave the whole process one thread: 123 tokens/s instead of 190.
             "NUMBA_THREADING_LAYER": "workqueue",
         }
     return env

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
 TRIAL_FILE = "trial.json"
 """In a checkpoint, beside the lane's files: whose it is, its settings, its step and its history."""
+
+
+PACKS = "packs"
+"""What the board's pin with the packs is called: actor handles by number."""
+LOOK_S = 1.0
+"""Between looks for a pack while there is none."""
 
 
 def short_name(trial_id: str) -> str:
@@ -39,10 +47,10 @@ def trial_class() -> Any:
     """Tune's ``Trainable`` around one lane of a pack."""
     import ray
     from ray import tune
+    from ray.exceptions import RayActorError
 
     class LaneTrial(tune.Trainable):
         def setup(self, config: dict[str, Any], **given: Any) -> None:
-            self._hosts: list[Any] = given["hosts"]
             self._stage: SweepStage = given["stage"]
             self._board = given["board"]
             self._enter(config)
@@ -54,24 +62,47 @@ def trial_class() -> Any:
             self._step = 0
             self._history: list[dict[str, Any]] = []
             self._trial = short_name(self.trial_id)
-            # In turn: trials that start together would all find the same pack the emptiest.
-            self._host = self._hosts[int(self._trial) % len(self._hosts)]
             # A new name each time, or what the trial's last process still tells the pack would hit this one.
             self._name = f"lane{secrets.token_hex(6)}"
-            ray.get(self._host.join.remote(self._name, self._training))
+            self._join()
+
+        def _join(self) -> None:
+            """Bring a pack what this trial last kept; wait for one while they have made room for others."""
+            while True:
+                packs: dict[int, Any] = ray.get(self._board.pinned.remote(PACKS))
+                if packs:
+                    # In turn: trials that start together would all find the same pack the emptiest.
+                    self._number = sorted(packs)[int(self._trial) % len(packs)]
+                    self._pack = packs[self._number]
+                    try:
+                        ray.get(self._pack.join.remote(self._name, self._training, self._files))
+                    except RayActorError:
+                        if self._is_there():
+                            raise
+                    else:
+                        return
+                time.sleep(LOOK_S)
+
+        def _is_there(self) -> bool:
+            """Whether the pack has not made room, so that its end is a failure."""
+            return self._number in ray.get(self._board.pinned.remote(PACKS))
 
         def step(self) -> dict[str, Any]:
             made: dict[str, Any]
-            try:
-                made, self._files = ray.get(self._host.advance.remote(self._name))
-            except KeyError:
-                # The pack was restarted: bring it what this trial last kept.
-                ray.get(self._host.join.remote(self._name, self._training, self._files))
-                made, self._files = ray.get(self._host.advance.remote(self._name))
+            while True:
+                try:
+                    made, self._files = ray.get(self._pack.advance.remote(self._name))
+                except KeyError:
+                    pass  # the pack was restarted
+                except RayActorError:
+                    if self._is_there():
+                        raise
+                else:
+                    break
+                self._join()
             self._step = made["step"]
-            if self._board is not None:
-                note = {"trial": self._trial, "point": self._point, "history": self._history}
-                self._board.post.remote(made | note)
+            note = {"trial": self._trial, "point": self._point, "history": self._history}
+            self._board.post.remote(made | note)
             return made | {"point": json.dumps(self._point)}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -85,7 +116,7 @@ def trial_class() -> Any:
             # Population based training hands a trial the checkpoint of another one.
             self._step, self._history = kept["step"], history_from(kept, self._trial)
             self._files = read_files(folder)
-            ray.get(self._host.join.remote(self._name, self._training, self._files))
+            self._join()
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.cleanup()
@@ -93,6 +124,7 @@ def trial_class() -> Any:
             return True
 
         def cleanup(self) -> None:
-            ray.get(self._host.leave.remote(self._name))
+            with suppress(RayActorError):  # a pack that has gone has left the trial
+                ray.get(self._pack.leave.remote(self._name))
 
     return LaneTrial

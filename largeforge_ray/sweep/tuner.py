@@ -47,13 +47,13 @@ class Trial:
 
 def run_sweep(
     stage: SweepStage,
-    hosts: list[Any],
+    board: Any,
     *,
     storage: str,
     kept: Path,
-    board: Any = None,
 ) -> list[Trial]:
-    """Run or go on with a sweep. ``hosts`` are handles of pack actors; ``board`` hears every measurement.
+    """Run or go on with a sweep. The ``board`` has the packs pinned as ``PACKS``, actor handles by number, of
+    which some may go and others come, and hears every measurement.
 
     ``storage`` is an address that every node can write to; the trials' folders are below ``kept``, if that is
     not this machine's.
@@ -65,7 +65,7 @@ def run_sweep(
     path, files = for_arrow(f"{storage}/sweep")
     # What a killed trial's process raised, Tune logs with its trace although it restarts the trial.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    given = tune.with_parameters(trial_class(), hosts=hosts, stage=stage, board=board)
+    given = tune.with_parameters(trial_class(), stage=stage, board=board)
     # No CPU, or trials would wait for those the packs hold; Tune wants some resource to be named.
     trainable = tune.with_resources(given, {"CPU": 0, "memory": TRIAL_BYTES})
     tuner = _restored(path, files, trainable)

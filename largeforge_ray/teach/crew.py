@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from largeforge_ray.errors import StageError
+from largeforge_ray.models.room import LOOK_S, Room, Wish
 from largeforge_ray.teach.asking import Made
-from largeforge_ray.teach.room import LOOK_S, Room, Wish
 
 Batch = list[dict[str, Any]]
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from largeforge_ray.data.rows import decode_row
 from largeforge_ray.errors import StageError
+from largeforge_ray.models.room import Room
 from largeforge_ray.teach.asking import WANTED, start_asker
 from largeforge_ray.teach.crew import Crew
 from largeforge_ray.teach.reading import read_items
-from largeforge_ray.teach.room import Room
 from largeforge_ray.teach.work import Recipe
 
 FEWEST, MOST, BATCHES = 8, 256, 4000

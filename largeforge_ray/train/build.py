@@ -7,14 +7,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from largeforge_ray.errors import ForgeError, StageError
 from largeforge_ray.models.hardware import gpus_each
 from largeforge_ray.store.address import for_arrow
 from largeforge_ray.train.background import run_beside
 from largeforge_ray.train.checkpoint import PRODUCT
-from largeforge_ray.train.loop import TrainJob, worker_loop
+from largeforge_ray.train.loop import LEAVE, TrainJob, worker_loop
 from largeforge_ray.train.meeting import torch_config
 
 MAX_FAILURES = 3
@@ -32,6 +32,16 @@ class TrainResult:
     losses: list[list[float]]
     held_out: dict[str, dict[str, float]]
     curve: list[list[float]]
+
+
+class Break(Protocol):
+    """When a training gives its place to others for a while."""
+
+    def due(self) -> bool:
+        """Whether one is wanted; asked again and again."""
+
+    def wait(self) -> None:
+        """The workers are gone. Returns when others may start."""
 
 
 def build_trainer(job: TrainJob, storage: str) -> Any:
@@ -58,7 +68,7 @@ def build_trainer(job: TrainJob, storage: str) -> Any:
             num_workers=most if least == most else (least, most),
             elastic_resize_monitor_interval_s=RESIZE_S,
             use_gpu=gpus,
-            resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpus else {}),
+            resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpus else {}) | job.stage.resources,
         ),
         run_config=RunConfig(
             name="train",
@@ -77,20 +87,29 @@ def train(
     target: Path,
     on_note: Callable[[dict[str, Any]], None],
     reference: Path | None = None,
+    break_: Break | None = None,
 ) -> TrainResult:
     """Train, call ``on_note`` with each progress note, and write the product into ``target``.
 
-    The reference log-probabilities, if the algorithm cached any, go into the folder ``reference``.
+    The reference log-probabilities, if the algorithm cached any, go into the folder ``reference``. For a
+    ``break_`` the workers go at their next checkpoint, and from there others go on after it.
 
     Raises ``StageError`` if the run fails for good; a ``ForgeError`` of a worker passes through.
     """
+    import ray
+
     if "://" not in storage:
         Path(storage).mkdir(parents=True, exist_ok=True)
-    result = _fit(build_trainer(job, storage), job.board, on_note)
-    if result.error is not None:
-        raise _cause(result.error)
-    if result.checkpoint is None:
-        raise StageError("training ended without a checkpoint; look at the worker's log in the dashboard")
+    while True:
+        result = _fit(build_trainer(job, storage), job.board, on_note, break_)
+        if result.error is not None:
+            raise _cause(result.error)
+        if result.checkpoint is None:
+            raise StageError("training ended without a checkpoint; look at the worker's log in the dashboard")
+        if break_ is None or not (result.metrics or {}).get("left"):
+            break
+        break_.wait()
+        ray.get(job.board.pin.remote(LEAVE, False))
     chosen = result.checkpoint
     if job.stage.keep == "best":
         chosen = min(result.best_checkpoints, key=lambda made: made[1]["held_out"])[0]
@@ -102,7 +121,7 @@ def train(
     return TrainResult(**({"steps": facts.pop("step")} | facts))
 
 
-def _fit(trainer: Any, board: Any, on_note: Callable[[dict[str, Any]], None]) -> Any:
+def _fit(trainer: Any, board: Any, on_note: Callable[[dict[str, Any]], None], break_: Break | None) -> Any:
     import ray
     from ray.train import TrainingFailedError
 
@@ -110,6 +129,8 @@ def _fit(trainer: Any, board: Any, on_note: Callable[[dict[str, Any]], None]) ->
         if board is not None:
             for note in ray.get(board.take.remote()):
                 on_note(note)
+            if break_ is not None and break_.due():
+                board.pin.remote(LEAVE, True)
 
     try:
         return run_beside(trainer.fit, read_board)

@@ -19,6 +19,9 @@ from largeforge_ray.train.order import Order, learning_rate
 from largeforge_ray.train.probe import reference_probe
 from largeforge_ray.train.tokens import TokenTable
 
+LEAVE = "leave"
+"""What the driver pins to the board when others need the workers' room."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
@@ -70,7 +73,10 @@ def worker_loop(config: dict[str, Any]) -> None:
             course.measure(progress, "after" if last else "on the way")
             if last or job.stage.keep == "best":
                 progress.probe = course.probe()
-            report_checkpoint(bench, lane, progress)
+            left = not last and told_to_leave(job.board)
+            report_checkpoint(bench, lane, progress, left)
+            if left:
+                break
     reporter.close()
 
 
@@ -179,11 +185,25 @@ def resume(lane: Any) -> Progress:
         return load_checkpoint(Path(folder), lane)
 
 
-def report_checkpoint(bench: Bench, lane: Any, progress: Progress) -> None:
-    """Hand a checkpoint to Ray Train, which copies it to the run's storage while training goes on."""
+def told_to_leave(board: Any) -> bool:
+    """Whether the driver wants the workers' room. The first of them asks, and all do the same."""
+    import ray
+    from ray import train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    if board is None:
+        return False
+    world = train.get_context()
+    told = bool(ray.get(board.pinned.remote(LEAVE))) if world.get_world_rank() == 0 else False
+    return bool(broadcast_from_rank_zero(told)) if world.get_world_size() > 1 else told
+
+
+def report_checkpoint(bench: Bench, lane: Any, progress: Progress, left: bool) -> None:
+    """Hand a checkpoint to Ray Train, which copies it to the run's storage while training goes on, or the
+    workers have ``left``."""
     from ray import train
 
-    metrics = {"step": progress.step, "loss": progress.losses[-1][1]}
+    metrics = {"step": progress.step, "loss": progress.losses[-1][1], "left": left}
     if progress.curve:
         metrics["held_out"] = progress.curve[-1][1]
     folder = Path(tempfile.mkdtemp(prefix="largeforge-checkpoint-"))

@@ -71,8 +71,11 @@ class Attempt:
         return self.process.wait(limit_s)
 
 
-def attempt(folder: Path, manifest: Path, command: list[str] | None = None) -> Attempt:
-    """``largeforge run`` of the manifest, or another command that does as much."""
+def attempt(
+    folder: Path, manifest: Path, command: list[str] | None = None, *, cluster: str | None = None
+) -> Attempt:
+    """``largeforge run`` of the manifest, or another command that does as much, on its own cluster or the one
+    at that address."""
     log = folder / "console.txt"
     largeforge = str(Path(sys.executable).with_name("largeforge"))
     with log.open("a") as out:
@@ -80,7 +83,9 @@ def attempt(folder: Path, manifest: Path, command: list[str] | None = None) -> A
             command or [largeforge, "run", str(manifest)],
             cwd=folder,
             # What is run may be in the tests.
-            env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), PATH]))},
+            env=ENVIRONMENT
+            | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), PATH]))}
+            | ({"RAY_ADDRESS": cluster} if cluster else {}),
             stdout=out,
             stderr=subprocess.STDOUT,
             text=True,

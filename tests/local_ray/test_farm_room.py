@@ -17,9 +17,9 @@ import pytest
 
 from largeforge_ray.config.teaching import Teacher
 from largeforge_ray.data import row_hash, write_rows
+from largeforge_ray.models.room import Room, who_waits
 from largeforge_ray.store import RowJournal, Store, open_store
 from largeforge_ray.teach import AnswerRecipe, run_farm
-from largeforge_ray.teach.room import Room, waiting_replicas
 from largeforge_ray.types import Generation, Sampling
 
 ROWS = 1200
@@ -121,7 +121,7 @@ def test_an_engine_leaves_for_a_replica_that_waits_and_comes_back(three_cpus: An
         journal=journal,
         total=ROWS,
         on_batch=on_batch,
-        room=Room(partial(waiting_replicas, {"CPU": 1.0})),
+        room=Room(partial(who_waits, {"CPU": 1.0})),
         start=start,
         on_crew=on_crew,
     )

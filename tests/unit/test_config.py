@@ -343,3 +343,32 @@ SCALARS: Any = st.none() | st.booleans() | st.integers() | st.floats() | st.text
 @settings(deadline=None, max_examples=40)
 def test_any_value_in_place_of_a_good_one_is_loaded_or_refused(key: str, value: Any) -> None:
     outcome(yaml.safe_dump(yaml.safe_load(GOOD) | {key: value}))
+
+
+def test_where_a_stage_runs_and_who_goes_first_changes_nothing_that_it_makes() -> None:
+    here, there = (
+        parse_manifest(GOOD),
+        parse_manifest(
+            GOOD.replace(
+                "kind: train\n", "kind: train\n    priority: 9\n    resources: {a100: 0.5, rack: 2}\n"
+            )
+        ),
+    )
+    assert here.stage("tuned").settings() == there.stage("tuned").settings()
+    for kind in ("evaluate", "promote"):
+        other = parse_manifest(GOOD.replace(f"kind: {kind}\n", f"kind: {kind}\n    priority: -1\n"))
+        assert [s.settings() for s in other.stages] == [s.settings() for s in here.stages]
+
+
+@pytest.mark.parametrize(
+    ("resources", "rule"),
+    [
+        ("{CPU: 2}", "'CPU' is held by every process as it needs it"),
+        ("{rack: 1.5}", "rack: 1.5 is not above 0, or above 1 and not whole"),
+        ("{rack: 0}", "rack: 0 is not above 0"),
+    ],
+)
+def test_resources_that_ray_would_not_take_are_refused_with_the_line(resources: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule) as refused:
+        parse_manifest(GOOD.replace("kind: train\n", f"kind: train\n    resources: {resources}\n"))
+    assert "resources" in str(refused.value)

@@ -11,9 +11,20 @@ import pytest
 from ray.exceptions import ActorDiedError, RayActorError
 
 from largeforge_ray.errors import StageError
+from largeforge_ray.models.room import (
+    BLIND_S,
+    BOARD,
+    IN_VAIN,
+    LOOK_S,
+    Place,
+    Room,
+    Waiting,
+    Wish,
+    priority_of,
+    who_waits,
+)
 from largeforge_ray.teach.asking import Made
 from largeforge_ray.teach.crew import Crew
-from largeforge_ray.teach.room import BLIND_S, IN_VAIN, LOOK_S, Room, Waiting, Wish, waiting_replicas
 
 LEAVE, STAY = Wish.LEAVE, Wish.STAY
 
@@ -84,21 +95,80 @@ def test_between_looks_it_says_nothing_and_after_one_that_failed_it_looks_again_
     assert {at for at, wish in heard.items() if wish is STAY} == {*looks}
 
 
-def test_only_replicas_without_a_process_that_want_what_we_hold_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What Ray lists: fill in ``actors`` and ``groups``."""
     import ray
     import ray.util.state
 
-    def actor(name: str, pid: int = 0, **resources: float) -> Any:
-        return SimpleNamespace(
-            actor_id=name, class_name="ServeReplica:app:engine", pid=pid, required_resources=resources
-        )
+    there: dict[str, list[Any]] = {"actors": [], "groups": []}
 
-    other = actor("d", GPU=1.0)
-    other.class_name = "Trainer"
-    found = [actor("a", GPU=1.0), actor("b", pid=7, GPU=1.0), actor("c", CPU=4.0), actor("e", GPU=2.5), other]
-    monkeypatch.setattr(ray.util.state, "list_actors", lambda **_: found)
+    def listed(kind: str) -> Callable[..., list[Any]]:
+        def of(*, filters: list[tuple[str, str, str]], **_: Any) -> list[Any]:
+            return [
+                one for one in there[kind] if all(getattr(one, name) == want for name, _, want in filters)
+            ]
+
+        return of
+
+    monkeypatch.setattr(ray.util.state, "list_actors", listed("actors"))
+    monkeypatch.setattr(ray.util.state, "list_placement_groups", listed("groups"))
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
-    assert waiting_replicas({"GPU": 1.0}) == [Waiting("a", 1), Waiting("e", 3)]
+    return there
+
+
+def actor(name: str, kind: str = "ServeReplica:app:engine", pid: int = 0, **resources: float) -> Any:
+    state = "ALIVE" if pid else "PENDING_CREATION"
+    return SimpleNamespace(
+        actor_id=name,
+        class_name=kind,
+        name=name,
+        pid=pid,
+        state=state,
+        job_id=f"job of {name}",
+        required_resources=resources,
+    )
+
+
+def test_only_replicas_without_a_process_that_want_what_we_hold_wait(cluster: dict[str, list[Any]]) -> None:
+    cluster["actors"] = [
+        actor("a", GPU=1.0),
+        actor("b", pid=7, GPU=1.0),
+        actor("c", CPU=4.0),
+        actor("d", "Trainer", GPU=1.0),
+        actor("e", GPU=2.5),
+    ]
+    assert who_waits({"GPU": 1.0}) == [Waiting("a", 1), Waiting("e", 3)]
+
+
+def test_stages_of_a_higher_priority_wait_with_serving(cluster: dict[str, list[Any]]) -> None:
+    names = {priority: Place("run", "teach", priority).options()["name"] for priority in (-3, 0, 4)}
+    cluster["actors"] = [actor(name, "EngineActor", CPU=1.0) for name in names.values()]
+    # Workers of a training have no name; the board of their job has.
+    cluster["actors"] += [actor(Place("r", "train", p).options()["name"], BOARD, pid=9) for p in (0, 9)]
+    cluster["groups"] = [
+        SimpleNamespace(
+            placement_group_id=f"group {i}",
+            state="PENDING",
+            creator_job_id=board.job_id,
+            bundles=[{"unit_resources": {"CPU": 1.0}}] * 2,
+        )
+        for i, board in enumerate(cluster["actors"][-2:])
+    ]
+    assert who_waits({"CPU": 1.0}, priority=9) == []
+    assert who_waits({"CPU": 1.0}, priority=4) == [Waiting("group 1", 2)]
+    assert who_waits({"CPU": 1.0}, priority=0) == [Waiting(names[4], 1), Waiting("group 1", 2)]
+    assert who_waits({"GPU": 1.0}, priority=0) == []
+
+
+def test_an_actor_s_name_says_whose_it_is_and_is_given_once() -> None:
+    place = Place("20261126-101010-ab12", "teach", -3, {"teacher": 0.5})
+    one, other = place.options(), place.options()
+    assert one["name"] != other["name"]
+    assert one["name"].startswith("largeforge:20261126-101010-ab12:teach:priority -3:")
+    assert one["resources"] == {"teacher": 0.5}
+    assert priority_of(one["name"]) == -3
+    assert [priority_of(name) for name in (None, "", "SERVE_CONTROLLER_ACTOR", "a:b:c:d:e")] == [None] * 4
 
 
 @dataclass
