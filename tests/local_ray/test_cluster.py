@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -94,9 +94,9 @@ def keys(store: str) -> dict[str, str]:
     return {a.name: a.key for a in Store(store).artifacts()}
 
 
-@pytest.fixture(scope="module")
-def loop(three: Nodes, work: Path) -> tuple[Done, dict[str, set[str]]]:
-    """The whole loop as a job, and the titles of our processes seen on each node meanwhile."""
+@contextmanager
+def watched(three: Nodes) -> Iterator[dict[str, set[str]]]:
+    """The titles of our processes that are seen on each node meanwhile."""
     seen: dict[str, set[str]] = {node.name: set() for node in three.nodes}
     over = threading.Event()
 
@@ -107,9 +107,16 @@ def loop(three: Nodes, work: Path) -> tuple[Done, dict[str, set[str]]]:
 
     watching = threading.Thread(target=watch)
     watching.start()
-    done = run(three, work)
+    yield seen
     over.set()
     watching.join()
+
+
+@pytest.fixture(scope="module")
+def loop(three: Nodes, work: Path) -> tuple[Done, dict[str, set[str]]]:
+    """The whole loop as a job, and what was seen meanwhile."""
+    with watched(three) as seen:
+        done = run(three, work)
     return done, seen
 
 
