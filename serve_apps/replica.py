@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,9 @@ from serve_apps.registry import RegistryClient
 from serve_apps.replica_meters import ReplicaMeters
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
-ADMITTED = 2
-"""Requests a replica takes for each that it works on at once: who is admitted waits for one answer."""
+ADMITTED = 1.5
+"""Requests a replica takes for each that it works on at once: who is admitted waits, and is answered, within
+twice the time that an answer takes with all slots busy."""
 MOST_BODY_BYTES = 64_000_000
 """The router has its own limit; this one only keeps a stranger's request from filling the memory."""
 
@@ -140,7 +142,7 @@ class ExpertEngine:
             ended=self._ended,
             **self._drafting(),
         )
-        self._app = ReplicaApp(self._engine, self._token, ADMITTED * max_num_seqs)
+        self._app = ReplicaApp(self._engine, self._token, math.ceil(ADMITTED * max_num_seqs))
         self._address = f"{_reachable(host)}:{socket.getsockname()[1]}"
         self._door = Door(self._app, socket)
         self._syncing = asyncio.create_task(self._keep_in_step())

@@ -39,7 +39,7 @@ def sequence(text: str) -> list[str]:
     """As ``words``, in their order and as often as they stand there."""
     folded = unicodedata.normalize("NFKC", clipped(text, MAX_TEXT_CHARS)).casefold()
     found = folded.translate(_BETWEEN_WORDS).split()
-    if _UNSPACED.search(folded) is None:
+    if folded.isascii() or _UNSPACED.search(folded) is None:
         return found
     return [part for word in found for run in _RUNS.findall(word) for part in _parts(run)]
 

@@ -37,11 +37,14 @@ class KeywordScorer:
             keywords = self._keywords[expert]
             return f"{len(keywords.keys() & found)} of {len(keywords)} keywords of '{expert}'"
 
-        met = dict.fromkeys(self._keywords, 0.0)
+        met: dict[str, float] = {}
         for word in self._known & found:
             for expert, weight in self._whose[word]:
-                met[expert] += weight
-        return {name: round(m / (self._totals[name] or 1.0), 4) for name, m in met.items()}, why
+                met[expert] = met.get(expert, 0.0) + weight
+        scores = dict.fromkeys(self._keywords, 0.0)
+        for expert, weight in met.items():
+            scores[expert] = round(weight / self._totals[expert], 4)
+        return scores, why
 
 
 def _folded(keywords: dict[str, float]) -> dict[str, float]:

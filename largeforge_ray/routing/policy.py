@@ -35,13 +35,17 @@ class ExpertState:
     wait_s: float = 0.0
 
 
+Scored = tuple[dict[str, float], Callable[[str], str]]
+"""0..1 for every expert, and what an expert's score stands on, without a word of the text."""
+
+
 class Scorer(Protocol):
     """How good each expert would be."""
 
     name: str
 
-    def score(self, text: str) -> tuple[dict[str, float], Callable[[str], str]]:
-        """0..1 for every expert, and what an expert's score stands on, without a word of the text."""
+    def score(self, text: str) -> Scored:
+        """Of one turn."""
 
 
 class Policy:
@@ -62,13 +66,16 @@ class Policy:
         request_id, states = observation.request_id, states or {}
         *earlier, last = observation.turns or ("",)
         for text in earlier[:MOST_TURNS] if self.config.sticky else ():
-            decision = self._decide(request_id, text, states)
+            scored = self.scorer.score(text)
+            if max(scored[0].values()) < self.config.threshold:
+                continue  # it would fall back
+            decision = self._decide(request_id, scored, states)
             if not decision.fell_back:
                 return replace(decision, reason=f"{decision.reason}, in an earlier turn")
-        return self._decide(request_id, last, states)
+        return self._decide(request_id, self.scorer.score(last), states)
 
-    def _decide(self, request_id: str, text: str, states: Mapping[str, ExpertState]) -> Decision:
-        config, (scores, why) = self.config, self.scorer.score(text)
+    def _decide(self, request_id: str, scored: Scored, states: Mapping[str, ExpertState]) -> Decision:
+        config, (scores, why) = self.config, scored
         ranked = sorted(self._prices, key=lambda name: -scores[name])  # stable: ties keep the cheaper first
         best = ranked[0]
         fits = [n for n in ranked if n != config.fallback and scores[n] > 0 and scores[n] >= config.threshold]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,21 @@ _SENTENCES = re.compile(r"[.!?]\s")
 
 def buckets(text: str) -> NDArray[np.int64]:
     """The distinct buckets of a text, ascending."""
-    words = sequence(clipped(text, MAX_CHARS))
-    grams = {*words, *(f"{a} {b}" for a, b in pairwise(words))}
-    return np.array(
-        sorted({zlib.crc32(gram.encode("utf-8", "replace")) % BUCKETS for gram in grams}), np.int64
-    )
+    words = [word.encode("utf-8", "replace") for word in sequence(clipped(text, MAX_CHARS))]
+    alone = list(map(zlib.crc32, words))
+    # The hash of "a b" goes on from that of "a".
+    pairs = map(zlib.crc32, (b" " + word for word in words[1:]), alone)
+    return np.unique(np.array([*alone, *pairs], np.int64) % BUCKETS)
 
 
 def surface(text: str) -> Floats:
     """Logarithms of counts: how long, how many lines, numbers, signs and sentences."""
     clip = clipped(text, MAX_CHARS)
-    words, lines = clip.split(), clip.split("\n")
+    words, lines, chars = clip.split(), clip.split("\n"), Counter(clip)
+
+    def count(kind: Callable[[str], bool]) -> int:
+        return sum(number for char, number in chars.items() if kind(char))
+
     counts: list[Any] = [
         len(text),
         len(words),
@@ -42,9 +47,9 @@ def surface(text: str) -> Floats:
         sum(map(len, words)) / max(1, len(words)),
         len(_NUMBERS.findall(clip)),
         len(_SENTENCES.findall(clip)),
-        sum(map(str.isdigit, clip)),
-        sum(map(str.isupper, clip)),
-        len(clip) - sum(map(str.isalnum, clip)) - sum(map(str.isspace, clip)),
-        *(clip.count(sign) for sign in "_$%?"),
+        count(str.isdigit),
+        count(str.isupper),
+        len(clip) - count(str.isalnum) - count(str.isspace),
+        *(chars[sign] for sign in "_$%?"),
     ]
     return np.log1p(np.array(counts, np.float32))

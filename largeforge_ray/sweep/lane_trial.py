@@ -43,6 +43,31 @@ def history_from(kept: Mapping[str, Any], trial: str) -> list[dict[str, Any]]:
     return history
 
 
+class Berth:
+    """A trial's place in one of the packs that are on the board, from which they may go."""
+
+    def __init__(self, board: Any, turn: int) -> None:
+        self._board, self._turn, self._number = board, turn, 0
+
+    def take(self) -> Any:
+        """A pack's handle; waits for one while all have made room for others."""
+        while not (packs := self._packs()):
+            time.sleep(LOOK_S)
+        # In turn: trials that start together would all find the same pack the emptiest.
+        self._number = sorted(packs)[self._turn % len(packs)]
+        return packs[self._number]
+
+    def is_gone(self) -> bool:
+        """Whether the pack has made room, so that its end is no failure."""
+        return self._number not in self._packs()
+
+    def _packs(self) -> dict[int, Any]:
+        import ray
+
+        packs: dict[int, Any] = ray.get(self._board.pinned.remote(PACKS))
+        return packs
+
+
 def trial_class() -> Any:
     """Tune's ``Trainable`` around one lane of a pack."""
     import ray
@@ -62,30 +87,20 @@ def trial_class() -> Any:
             self._step = 0
             self._history: list[dict[str, Any]] = []
             self._trial = short_name(self.trial_id)
+            self._berth = Berth(self._board, int(self._trial))
             # A new name each time, or what the trial's last process still tells the pack would hit this one.
             self._name = f"lane{secrets.token_hex(6)}"
             self._join()
 
         def _join(self) -> None:
-            """Bring a pack what this trial last kept; wait for one while they have made room for others."""
+            """Bring a pack what this trial last kept."""
             while True:
-                packs: dict[int, Any] = ray.get(self._board.pinned.remote(PACKS))
-                if packs:
-                    # In turn: trials that start together would all find the same pack the emptiest.
-                    self._number = sorted(packs)[int(self._trial) % len(packs)]
-                    self._pack = packs[self._number]
-                    try:
-                        ray.get(self._pack.join.remote(self._name, self._training, self._files))
-                    except RayActorError:
-                        if self._is_there():
-                            raise
-                    else:
-                        return
-                time.sleep(LOOK_S)
-
-        def _is_there(self) -> bool:
-            """Whether the pack has not made room, so that its end is a failure."""
-            return self._number in ray.get(self._board.pinned.remote(PACKS))
+                self._pack = self._berth.take()
+                try:
+                    return ray.get(self._pack.join.remote(self._name, self._training, self._files))
+                except RayActorError:
+                    if not self._berth.is_gone():
+                        raise
 
         def step(self) -> dict[str, Any]:
             made: dict[str, Any]
@@ -95,7 +110,7 @@ def trial_class() -> Any:
                 except KeyError:
                     pass  # the pack was restarted
                 except RayActorError:
-                    if self._is_there():
+                    if not self._berth.is_gone():
                         raise
                 else:
                     break
