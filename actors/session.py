@@ -36,6 +36,8 @@ class Session:
 
         for name, value in (QUIET_ENV | library_env()).items():
             os.environ.setdefault(name, value)
+        if os.environ.get("RAY_ADDRESS"):
+            send_token()
         self._say = say
         self.started_here = False
         self.connected = False
@@ -63,8 +65,8 @@ class Session:
             context = ray.init(address=address or "local", **options)
         except OSError as error:
             raise ResourceError(
-                f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; "
-                "start it, correct the address or unset it"
+                f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; start it, correct the address or "
+                "unset it; if it asks for a token, put that into ~/.ray/auth_token, mode 600"
             ) from None
         self.connected, self.started_here = True, not address
         # Ray takes SIGTERM for itself, prints a stack trace and ends without cleaning up; take it back.
@@ -93,11 +95,23 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
+def send_token() -> None:
+    """Have Ray send its token if there is one; by itself it sends none to a cluster that it has not started.
+    It is read when ray is imported."""
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if given or _token_file().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def _protect_token() -> None:
     """Ray leaves the token it makes for a new cluster readable by every user of the machine."""
-    token = Path.home() / ".ray" / "auth_token"
+    token = _token_file()
     if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)
+
+
+def _token_file() -> Path:
+    return Path.home() / ".ray" / "auth_token"
 
 
 @contextmanager

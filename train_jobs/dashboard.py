@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from actors.session import send_token
 from largeforge_ray.errors import ConfigError, ForgeError, ResourceError, StageError
 
 ADDRESS = click.option(
@@ -35,6 +36,7 @@ def knock(address: str) -> None:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     socket.create_connection((parts.hostname, port), timeout=5).close()
     os.environ["RAY_API_SERVER_ADDRESS"] = address
+    send_token()
 
 
 def job_client(address: str) -> Any:

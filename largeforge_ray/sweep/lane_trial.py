@@ -97,10 +97,12 @@ def trial_class() -> Any:
             while True:
                 self._pack = self._berth.take()
                 try:
-                    return ray.get(self._pack.join.remote(self._name, self._training, self._files))
+                    ray.get(self._pack.join.remote(self._name, self._training, self._files))
                 except RayActorError:
                     if not self._berth.is_gone():
                         raise
+                else:
+                    return
 
         def step(self) -> dict[str, Any]:
             made: dict[str, Any]
