@@ -18,7 +18,7 @@ SERVE = """\
 largeforge serve &
 server=$!
 trap 'kill $server; wait $server' EXIT
-until curl --silent --fail http://127.0.0.1:8000/readyz; do kill -0 $server; sleep 1; done
+until curl --silent --fail http://127.0.0.1:8000/ready; do kill -0 $server; sleep 1; done
 """
 """In another terminal, says the page."""
 
