@@ -32,8 +32,14 @@ class Engine(Scores, Protocol):
     def running(self) -> int:
         """Requests it is answering or has queued."""
 
-    def answer(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
-        """A head, then the bytes of the reply; closing the iterator ends the work on it."""
+    def answer(
+        self, path: str, payload: Mapping[str, Any], said: str = ""
+    ) -> AsyncIterator[ReplyHead | bytes]:
+        """A head, then the bytes of the reply; closing the iterator ends the work on it.
+
+        The answer begins with what was ``said`` by another engine, which is told again first; that of
+        transformers goes on with nothing.
+        """
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Serve a PEFT folder under a name. Raises ``ModelError`` if the engine refuses it."""

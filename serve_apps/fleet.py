@@ -16,6 +16,7 @@ from largeforge_ray.routing.balance import Balancer, beginnings
 from largeforge_ray.routing.load import Load, predicted_wait_s
 from serve_apps.openai_errors import ReplyHead, expert_unavailable, queue_full
 from serve_apps.ports import Ask
+from serve_apps.resuming import RESUMED_HEADER, Broken, Resumption, Sent
 
 TOKEN_HEADER, VERSION_HEADER, NOT_TAKEN_HEADER = (
     "x-largeforge-token",
@@ -51,8 +52,7 @@ class NotTaken(Exception):
 
 
 class NothingCame(Exception):
-    """The replica failed before a byte of its reply: once, another may be asked. The request that breaks an
-    engine breaks two so, and not all of them."""
+    """The replica failed before a byte of its reply."""
 
 
 class Fleet:
@@ -120,20 +120,26 @@ class Fleet:
         """The reply's head, then its bytes. Closing the iterator cancels the request."""
         blocks = beginnings(ask.body, ask.expert.version)
         tried: set[str] = set()
-        began, broken = time.monotonic(), False
+        began, failed = time.monotonic(), False
+        sent, resumption = Sent(), None
         while True:
             replica = await self._choose(ask, blocks, tried)
             replica.given += 1
             try:
-                async for part in self._exchange(replica, ask):
+                async for part in self._exchange(replica, ask, sent, resumption):
                     yield part
             except NotTaken:
                 tried.add(replica.report.replica)
                 continue
-            except NothingCame:
-                if broken:
+            except (NothingCame, Broken) as error:
+                self._lost(replica, "its engine has stopped")
+                if isinstance(error, Broken):
+                    resumes = ask.expert.engine.backend == "vllm"
+                    resumption = sent.resumption(ask.body) if resumes else None
+                # Once: the request that breaks an engine breaks two so, and not all of them.
+                if failed or (isinstance(error, Broken) and resumption is None):
                     raise expert_unavailable(ask.expert.name) from None
-                broken = True
+                failed = True
                 tried.add(replica.report.replica)
                 continue
             finally:
@@ -182,7 +188,9 @@ class Fleet:
             self._woken.cancel()
             self._woken = None
 
-    async def _exchange(self, replica: Replica, ask: Ask) -> AsyncIterator[ReplyHead | bytes]:
+    async def _exchange(
+        self, replica: Replica, ask: Ask, sent: Sent, resumption: Resumption | None
+    ) -> AsyncIterator[ReplyHead | bytes]:
         import aiohttp
 
         url = f"http://{replica.report.address}{ask.path}"
@@ -192,29 +200,35 @@ class Fleet:
             VERSION_HEADER: ask.expert.version,
             **tracing.carried(),
         }
-        passed_on = False
+        body, passed_on, streams = ask.body, False, False
+        if resumption is not None:
+            body, headers[RESUMED_HEADER] = resumption.body(), "1"
         try:
-            async with self._client.post(url, data=ask.body, headers=headers) as response:
+            async with self._client.post(url, data=body, headers=headers) as response:
                 if NOT_TAKEN_HEADER in response.headers:
                     self._lost(replica, "it takes nothing")
                     raise NotTaken
-                retry = response.headers.get("retry-after")
-                if response.status == 503:
-                    self._lost(replica, "its engine has stopped")
+                if response.status == 503 or (resumption is not None and response.status != 200):
                     raise NothingCame
-                passed_on = True
-                yield ReplyHead(
-                    response.status, response.headers["content-type"], int(retry) if retry else None
-                )
+                retry, kind = response.headers.get("retry-after"), response.headers["content-type"]
+                if resumption is None:
+                    yield ReplyHead(response.status, kind, int(retry) if retry else None)
+                passed_on, streams = True, kind.startswith("text/event-stream")
                 async for part in response.content.iter_any():
-                    yield part
+                    if fresh := sent.add(part) if streams else part:
+                        yield fresh
+                    if sent.broken:
+                        raise Broken
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._lost(replica, str(error))
             raise NotTaken from None
         except aiohttp.ClientError as error:
-            self._lost(replica, str(error) or type(error).__name__)
+            logger.info("replica %s: %s", replica.report.replica, str(error) or type(error).__name__)
             if not passed_on:
                 raise NothingCame from None
+            if streams:
+                raise Broken from None
+            self._lost(replica, "its connection broke")
             raise expert_unavailable(ask.expert.name) from None
 
     def _lost(self, replica: Replica, why: str) -> None:

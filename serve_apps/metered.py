@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+SAID: ContextVar[str] = ContextVar("said", default="")
+"""What another engine has said of the answer to the present request. It is read, not drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +43,42 @@ class Usage:
 @cache
 def metered_llm() -> Any:
     """A subclass of ``vllm.v1.engine.async_llm.AsyncLLM`` (read in 0.29.0), once vLLM may be imported."""
+    from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
     class MeteredLLM(AsyncLLM):
         ended: Callable[[Usage], None] = staticmethod(lambda usage: None)
 
-        async def generate(self, *args: Any, lora_request: Any = None, **options: Any) -> Any:
+        def generate(self, prompt: Any, sampling_params: Any, *args: Any, **options: Any) -> Any:
+            said = SAID.get()
+            if not said:
+                return self._metered(prompt, sampling_params, *args, **options)
+            return self._go_on(said, prompt, sampling_params, *args, **options)
+
+        async def _go_on(
+            self, said: str, prompt: Any, sampling_params: Any, request_id: str, **options: Any
+        ) -> Any:
+            ids = self.get_tokenizer().encode(said, add_special_tokens=False)
+            before, left = prompt["prompt_token_ids"], sampling_params.max_tokens - len(ids)
+            told = CompletionOutput(
+                index=0,
+                text=said,
+                token_ids=ids,
+                cumulative_logprob=None,
+                logprobs=None,
+                finish_reason=None if left > 0 else "length",
+            )
+            yield RequestOutput(request_id, None, before, None, [told], finished=left <= 0)
+            if left <= 0:
+                return
+            rest, whole = sampling_params.clone(), prompt | {"prompt_token_ids": [*before, *ids]}
+            rest.max_tokens = left
+            async with aclosing(self._metered(whole, rest, request_id, **options)) as answer:
+                async for out in answer:
+                    out.prompt_token_ids = before
+                    yield out
+
+        async def _metered(self, *args: Any, lora_request: Any = None, **options: Any) -> Any:
             began = first = time.monotonic()
             tokens, out = 0, None
             answer = super().generate(*args, lora_request=lora_request, **options)

@@ -32,6 +32,7 @@ from serve_apps.metered import Usage
 from serve_apps.openai_errors import ApiError, ReplyHead, expert_unavailable, queue_full, unknown_path
 from serve_apps.registry import RegistryClient
 from serve_apps.replica_meters import ReplicaMeters
+from serve_apps.resuming import RESUMED_HEADER, read_resumption
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 ADMITTED = 1.5
@@ -76,14 +77,18 @@ class ReplicaApp:
             raise queue_full(running, self._limit)
         self.under_way += 1
         try:
-            payload = json.loads(await exchange.body(MOST_BODY_BYTES)) | {"model": version}
+            body, said = await exchange.body(MOST_BODY_BYTES), ""
+            payload: dict[str, Any] = json.loads(body)
+            if exchange.header(RESUMED_HEADER):
+                resumed = read_resumption(body)
+                payload, said = resumed.payload, resumed.said
             with exchange.unless_left():
-                await self._copy(exchange, payload)
+                await self._copy(exchange, payload | {"model": version}, said)
         finally:
             self.under_way -= 1
 
-    async def _copy(self, exchange: Exchange, payload: dict[str, Any]) -> None:
-        async with aclosing(self._engine.answer(exchange.path, payload)) as parts:
+    async def _copy(self, exchange: Exchange, payload: dict[str, Any], said: str) -> None:
+        async with aclosing(self._engine.answer(exchange.path, payload, said)) as parts:
             head = await anext(parts)
             assert isinstance(head, ReplyHead)
             retry = {} if head.retry_after_s is None else {"retry-after": str(head.retry_after_s)}

@@ -148,8 +148,10 @@ class TransformersEngine:
         self._thread.shutdown(cancel_futures=True)
         self._reading.shutdown()
 
-    async def answer(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
-        """A head, then the bytes of the reply.
+    async def answer(
+        self, path: str, payload: Mapping[str, Any], said: str = ""
+    ) -> AsyncIterator[ReplyHead | bytes]:
+        """A head, then the bytes of the reply. What was ``said`` by another engine is not gone on with.
 
         Refusals come as a reply, too. A stream that cannot be finished ends with an error event and without
         ``[DONE]``. Closing the iterator stops the generation at its next token.

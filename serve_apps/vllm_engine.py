@@ -20,7 +20,7 @@ from typing import Any
 from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.models.hardware import engine_args, engine_env
 from largeforge_ray.models.speculation import check_speculation
-from serve_apps.metered import Usage, metered_llm
+from serve_apps.metered import SAID, Usage, metered_llm
 from serve_apps.openai_errors import ApiError, ReplyHead, bad_request, expert_unavailable
 
 READ_IN_VLLM = "0.29.0"
@@ -167,12 +167,16 @@ class VllmEngine:
         """Requests the engine is answering or has queued."""
         return int(self._engine.get_num_unfinished_requests())
 
-    async def answer(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
-        """A head, then the bytes of the reply. ``payload`` is a request whose model is served here.
+    async def answer(
+        self, path: str, payload: Mapping[str, Any], said: str = ""
+    ) -> AsyncIterator[ReplyHead | bytes]:
+        """A head, then the bytes of the reply. ``payload`` is a request whose model is served here, and whose
+        answer begins with what was ``said``.
 
         Refusals come as a reply, too. A stream the engine cannot finish ends with an error event and
         without ``[DONE]``. Closing the iterator, or cancelling its task, aborts the engine's request.
         """
+        SAID.set(said)
         try:
             result = await self._create(path, payload)
         except ApiError as error:

@@ -32,13 +32,17 @@ class ScriptedModel:
         self._engine = ScriptedEngine(*script)
         self.served, self.healthy, self.extra = served, True, 0
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.said: list[str] = []
 
     @property
     def running(self) -> int:
         return self._engine.open + self.extra
 
-    async def answer(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
+    async def answer(
+        self, path: str, payload: Mapping[str, Any], said: str = ""
+    ) -> AsyncIterator[ReplyHead | bytes]:
         self.asked.append((path, dict(payload)))
+        self.said.append(said)
         ask = Ask(path, BASE, json.dumps(payload).encode())
         inner = self._engine.answer(ask)
         try:

@@ -102,23 +102,6 @@ async def test_with_no_replica_left_it_is_a_503_at_once_until_one_reports_again(
 
 
 @in_loop
-async def test_a_reply_that_breaks_off_ends_with_a_503_and_is_not_begun_again() -> None:
-    lost = ConnectionResetError("the engine's process was killed")
-    async with fleet_of(ScriptedModel(STREAM, EVENTS[0], lost), ScriptedModel(*WHOLE)) as (
-        fleet,
-        [_, second],
-    ):
-        answer = fleet.answer(asking())
-        assert [await anext(answer), await anext(answer)] == [STREAM, EVENTS[0]]
-        with pytest.raises(ApiError) as caught:
-            await anext(answer)
-        assert refused(caught) == (503, "expert_unavailable")
-        assert second.model.asked == []
-        await parts(fleet)
-        assert len(second.model.asked) == 1
-
-
-@in_loop
 async def test_a_request_whose_engine_died_before_its_first_byte_is_another_s_at_once() -> None:
     dying = ScriptedModel(ReplyHead(503, retry_after_s=5), b"{}")
     async with fleet_of(dying, ScriptedModel(*WHOLE)) as (fleet, [first, second]):
