@@ -65,13 +65,9 @@ def test_a_killed_engine_is_out_of_rotation_within_two_seconds_and_nothing_is_a_
         killed = time.monotonic()
         processes(pair, "VLLM::EngineCore")[0].kill()
         time.sleep(8)
-    assert all(one.honest for one in made.outcomes), Counter(one.status for one in made.outcomes)
-    assert all(one.good for one in made.since(killed + 2))
+    assert all(one.good for one in made.outcomes), Counter((one.status, one.told) for one in made.outcomes)
     assert made.good_since(killed + 2) > 0
-    told = sum(one.told or one.status == 503 for one in made.outcomes)
-    print(
-        f"F1: {told} of {len(made.outcomes)} requests told of it, whole again after {whole_again(pair):.1f} s"
-    )
+    print(f"F1: {len(made.outcomes)} requests, all answered, whole again after {whole_again(pair):.1f} s")
 
 
 def test_a_killed_replica_takes_its_engine_with_it_and_the_other_goes_on(pair: Server) -> None:
@@ -79,15 +75,13 @@ def test_a_killed_replica_takes_its_engine_with_it_and_the_other_goes_on(pair: S
     family = replica.children(recursive=True)
     with load(pair.url) as made:
         time.sleep(2)
-        killed = time.monotonic()
         replica.kill()
         gone, alive = psutil.wait_procs(family, timeout=5)
         time.sleep(5)
     assert gone
     assert alive == []
-    assert all(one.honest for one in made.outcomes), Counter(one.status for one in made.outcomes)
-    assert all(one.good for one in made.since(killed + 2))
-    print(f"F1: replica killed, whole again after {whole_again(pair):.1f} s")
+    assert all(one.good for one in made.outcomes), Counter((one.status, one.told) for one in made.outcomes)
+    print(f"F1: replica killed, all answered, whole again after {whole_again(pair):.1f} s")
 
 
 @pytest.mark.parametrize("title", ["ray::ServeReplica:largeforge:engine", "VLLM::EngineCore"])
@@ -183,7 +177,7 @@ def held(pair: Server) -> dict[str, int]:
 def test_ten_minutes_of_random_faults_cost_few_answers_and_leave_nothing_behind(pair: Server) -> None:
     draw, done = random.Random(0), Counter()
     before, began = held(pair), time.monotonic()
-    with load(pair.url, tokens=8) as made:
+    with load(pair.url) as made:
         while time.monotonic() - began < SOAK_S:
             name = draw.choice([*faults(pair)])
             faults(pair)[name]()
