@@ -30,6 +30,18 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def watched_socket(address: tuple[Any, ...]) -> socket.socket:
+    """For a client: of a machine that is gone without a word it hears within some ten seconds, instead of
+    never."""
+    family, kind, protocol, *_ = address
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    return sock
+
+
 class Door:
     """Serves ``app`` on a socket in the running event loop, until ``close``."""
 

@@ -121,7 +121,8 @@ class Fleet:
         blocks = beginnings(ask.body, ask.expert.version)
         tried: set[str] = set()
         began, failed = time.monotonic(), False
-        sent, resumption = Sent(), None
+        resumes = ask.expert.engine.backend == "vllm"
+        sent, resumption = Sent() if resumes else Sent(most=0), None
         while True:
             replica = await self._choose(ask, blocks, tried)
             replica.given += 1
@@ -132,9 +133,7 @@ class Fleet:
                 tried.add(replica.report.replica)
                 continue
             except (NothingCame, Broken) as error:
-                self._lost(replica, "its engine has stopped")
                 if isinstance(error, Broken):
-                    resumes = ask.expert.engine.backend == "vllm"
                     resumption = sent.resumption(ask.body) if resumes else None
                 # Once: the request that breaks an engine breaks two so, and not all of them.
                 if failed or (isinstance(error, Broken) and resumption is None):
@@ -208,8 +207,11 @@ class Fleet:
                 if NOT_TAKEN_HEADER in response.headers:
                     self._lost(replica, "it takes nothing")
                     raise NotTaken
-                if response.status == 503 or (resumption is not None and response.status != 200):
+                if response.status == 503:
+                    self._lost(replica, "its engine has stopped")
                     raise NothingCame
+                if resumption is not None and response.status != 200:
+                    raise NotTaken
                 retry, kind = response.headers.get("retry-after"), response.headers["content-type"]
                 if resumption is None:
                     yield ReplyHead(response.status, kind, int(retry) if retry else None)
@@ -218,17 +220,17 @@ class Fleet:
                     if fresh := sent.add(part) if streams else part:
                         yield fresh
                     if sent.broken:
+                        self._lost(replica, "its engine has stopped")
                         raise Broken
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._lost(replica, str(error))
             raise NotTaken from None
         except aiohttp.ClientError as error:
-            logger.info("replica %s: %s", replica.report.replica, str(error) or type(error).__name__)
+            self._lost(replica, str(error) or type(error).__name__)
             if not passed_on:
                 raise NothingCame from None
             if streams:
                 raise Broken from None
-            self._lost(replica, "its connection broke")
             raise expert_unavailable(ask.expert.name) from None
 
     def _lost(self, replica: Replica, why: str) -> None:

@@ -28,7 +28,7 @@ from largeforge_ray.promote.views import RouterReport, View
 from largeforge_ray.routing import Expert, Policies, Router
 from largeforge_ray.routing.experts import ModelGroup, model_groups, parse_router
 from serve_apps.admin import Admin
-from serve_apps.door import Door, listen
+from serve_apps.door import Door, listen, watched_socket
 from serve_apps.fleet import Fleet
 from serve_apps.keys import ByAddress, KeyRing, require_keys
 from serve_apps.loop import LoopThread
@@ -108,7 +108,7 @@ class RouterDeployment:
 
         args, self._policy = self._args, router.policy
         client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, socket_factory=watched_socket),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=args.accept_timeout_s),
             auto_decompress=False,
         )

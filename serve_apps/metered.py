@@ -60,16 +60,11 @@ def metered_llm() -> Any:
         ) -> Any:
             ids = self.get_tokenizer().encode(said, add_special_tokens=False)
             before, left = prompt["prompt_token_ids"], sampling_params.max_tokens - len(ids)
-            told = CompletionOutput(
-                index=0,
-                text=said,
-                token_ids=ids,
-                cumulative_logprob=None,
-                logprobs=None,
-                finish_reason=None if left > 0 else "length",
-            )
-            yield RequestOutput(request_id, None, before, None, [told], finished=left <= 0)
+            told = CompletionOutput(0, said, ids, None, None)
+            yield RequestOutput(request_id, None, before, None, [told], finished=False)
             if left <= 0:
+                over = CompletionOutput(0, "", [], None, None, finish_reason="length")
+                yield RequestOutput(request_id, None, before, None, [over], finished=True)
                 return
             rest, whole = sampling_params.clone(), prompt | {"prompt_token_ids": [*before, *ids]}
             rest.max_tokens = left
@@ -80,18 +75,18 @@ def metered_llm() -> Any:
 
         async def _metered(self, *args: Any, lora_request: Any = None, **options: Any) -> Any:
             began = first = time.monotonic()
-            tokens, out = 0, None
+            tokens, prompt, out = 0, 0, None
             answer = super().generate(*args, lora_request=lora_request, **options)
             try:
                 async for out in answer:
-                    first = time.monotonic() if tokens == 0 else first
+                    if tokens == 0:
+                        first, prompt = time.monotonic(), len(out.prompt_token_ids or ())
                     tokens += sum(len(choice.token_ids) for choice in out.outputs)
                     yield out
             finally:
                 await answer.aclose()
                 if out is not None:
                     name = lora_request.lora_name if lora_request else None
-                    prompt = len(out.prompt_token_ids or ())
                     cached, now = out.num_cached_tokens or 0, time.monotonic()
                     drafts = getattr(out.outputs[0], "spec_decode_metrics", None) if out.outputs else None
                     self.ended(Usage(name, prompt, cached, tokens, first - began, now - began, drafts))

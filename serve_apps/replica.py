@@ -73,15 +73,17 @@ class ReplicaApp:
             error = expert_unavailable(version.partition("@")[0])
             await exchange.reply(error.status, error.body(), {NOT_TAKEN_HEADER: "1", **error.headers})
             return
-        if (running := self._engine.running) >= self._limit:
+        resumed = bool(exchange.header(RESUMED_HEADER))
+        # What another replica has admitted is not refused here.
+        if (running := self._engine.running) >= self._limit and not resumed:
             raise queue_full(running, self._limit)
         self.under_way += 1
         try:
             body, said = await exchange.body(MOST_BODY_BYTES), ""
             payload: dict[str, Any] = json.loads(body)
-            if exchange.header(RESUMED_HEADER):
-                resumed = read_resumption(body)
-                payload, said = resumed.payload, resumed.said
+            if resumed:
+                resumption = read_resumption(body)
+                payload, said = resumption.payload, resumption.said
             with exchange.unless_left():
                 await self._copy(exchange, payload | {"model": version}, said)
         finally:

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from serve_apps.generation_request import NEUTRAL
+
 RESUMED_HEADER = "x-largeforge-resumed"
 """Of a request to a replica whose body is a ``Resumption``'s."""
 MOST_KEPT_BYTES = 2**20
@@ -24,6 +26,8 @@ SIMPLE = {
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "user"),
 }
 """Fields of requests whose answers are their text, whoever draws it."""
+ASKS_NOTHING = NEUTRAL | {"n": 1, "logprobs": False, "top_logprobs": 0}
+"""Values of other fields that change nothing."""
 EVENT, END = b"data: ", b"\n\n"
 ERROR, UNAVAILABLE = b'data: {"error"', b'"code": "expert_unavailable"'
 """Nothing that is said looks like the first: quotes inside a text are escaped."""
@@ -59,9 +63,10 @@ class Broken(Exception):
 class Sent:
     """What a client has of a stream, in whole events, and whether the engine has said that it is ``broken``.
 
-    ``again`` is what another engine tells once more.
+    Of more than ``most`` bytes nothing is kept. ``again`` is what another engine tells once more.
     """
 
+    most: int = MOST_KEPT_BYTES
     broken: bool = False
     _parts: list[bytes] = field(default_factory=list)
     _bytes: int = 0
@@ -85,18 +90,20 @@ class Sent:
         if self._again is not None:
             part = self._unseen(part, self._again)
         self._bytes += len(part)
-        if self._bytes <= MOST_KEPT_BYTES:
+        if self._bytes <= self.most:
             self._parts.append(part)
+        else:
+            self._parts.clear()
         return part
 
     def _unseen(self, part: bytes, again: str) -> bytes:
         while part:
             event, _, rest = part.partition(END)
-            told = json.loads(event.removeprefix(EVENT))
+            told = json.loads(event.removeprefix(EVENT)) if event.startswith(EVENT + b"{") else {}
             if not again and not _has_role(told):
                 self._again = None
                 return part
-            if not again.startswith(_text(told)):
+            if not told.get("choices") or not again.startswith(_text(told)):
                 raise Broken
             again, part = again[len(_text(told)) :], rest
         self._again = again
@@ -105,12 +112,12 @@ class Sent:
     def resumption(self, body: bytes) -> Resumption | None:
         """How another engine goes on with the answer to a request; None if none can."""
         request, told = json.loads(body), list(self._told())
-        given = {name for name, value in request.items() if value is not None}
-        if self._bytes > MOST_KEPT_BYTES or given - SIMPLE or not isinstance(request.get("prompt", ""), str):
+        wants = {k for k, v in request.items() if v is not None and v != ASKS_NOTHING.get(k, ...)}
+        if self._bytes > self.most or wants - SIMPLE or not isinstance(request.get("prompt", ""), str):
             return None
-        if any(_is_more(event) for event in told):
+        said, stops = "".join(map(_text, told)), request.get("stop") or []
+        if any(map(_is_more, told)) or _may_stop(said, [stops] if isinstance(stops, str) else stops):
             return None
-        said = "".join(map(_text, told))
         self.broken, self._open, self._again = False, b"", said if told else None
         # vLLM puts what kind of answer it is before the id of a request.
         return Resumption(request, str(told[0]["id"]).partition("-")[2] if told else "", said)
@@ -133,6 +140,11 @@ def _text(event: Mapping[str, Any]) -> str:
 
 def _has_role(event: Mapping[str, Any]) -> bool:
     return "role" in (_choice(event).get("delta") or {})
+
+
+def _may_stop(said: str, stops: list[str]) -> bool:
+    """Whether a text that is to end the answer may have begun, which the next engine would not know."""
+    return any(said.endswith(stop[:length]) for stop in stops for length in range(1, len(stop)))
 
 
 def _is_more(event: Mapping[str, Any]) -> bool:

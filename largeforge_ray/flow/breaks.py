@@ -17,24 +17,32 @@ class TrainingBreak:
 
     def __init__(self, context: RunContext, stage: str, processes: int) -> None:
         self._context, self._stage, self._processes = context, stage, processes
-        self._room, self._due = context.room(), False
+        self._room, self._holds, self._told = context.room(), False, False
 
-    def due(self) -> bool:
-        # Looks in which the workers have yet to reach their checkpoint would count as in vain.
-        if self._due or self._room.wish() is not Wish.LEAVE:
+    def began(self) -> None:
+        """The workers have their place."""
+        self._holds = True
+
+    def wanted(self) -> bool | None:
+        if self._told and self._room.nobody_waits():
+            self._told = False
+            self._say("nobody waits any more: the workers stay")
             return False
-        self._due = True
+        # Looks in which the workers have yet to reach their checkpoint would count as in vain.
+        if self._told or not self._holds or self._room.wish() is not Wish.LEAVE:
+            return None
+        self._told = True
         self._say("others need room: the workers go at their next checkpoint")
         return True
 
     def wait(self) -> None:
         for _ in range(self._processes):
             self._room.gave()
+        self._holds = self._told = False
         self._say("the workers have gone")
         with self._context.ledger.holding(-self._processes):
             while self._room.wish() is not Wish.STAY:
                 time.sleep(LOOK_S)
-        self._due = False
         self._say("nobody waits any more: training goes on")
 
     def _say(self, message: str) -> None:
@@ -42,7 +50,7 @@ class TrainingBreak:
 
 
 class Packs:
-    """A sweep's packs, of which the board says who is there. ``start`` starts one."""
+    """A sweep's packs. The board has those that are up, and trials go to them; ``start`` starts one."""
 
     def __init__(
         self, context: RunContext, stage: str, board: Any, start: Callable[[], Any], number: int
@@ -50,44 +58,70 @@ class Packs:
         self._context, self._stage, self._board, self._start = context, stage, board, start
         self._room, self._number = context.room(), number
         self._serial = count()
-        self._packs: dict[int, Any] = {}
+        self._up: dict[int, Any] = {}
+        self._starting: dict[Any, tuple[int, Any]] = {}
+        self._some_left = False
         self._fill()
 
     def heed(self) -> None:
-        """Let one go that others need the place of, or start as many as have gone."""
+        """Take up those that have started, let one go that others need the place of, or start others."""
+        self._welcome()
         wish = self._room.wish()
-        if wish is Wish.LEAVE and self._packs:
-            _, gone = self._packs.popitem()
-            # A trial looks there before it takes its pack's end for a failure.
-            self._pin()
-            self._end(gone)
-            self._room.gave()
-            self._context.ledger.hold(-1)
-            self._say(f"others need room: {len(self._packs)} of {self._number} packs go on")
-        elif wish is Wish.STAY and len(self._packs) < self._number:
-            self._context.ledger.hold(self._number - len(self._packs))
+        if wish is Wish.LEAVE and (self._starting or self._up):
+            self._leave()
+        elif wish is Wish.STAY:
             self._fill()
-            self._say("nobody waits any more: all packs are started")
 
-    def end(self) -> None:
+    def close(self) -> None:
         """They hold the CPUs and GPUs that an engine needs."""
-        for pack in self._packs.values():
-            self._end(pack)
-
-    def _fill(self) -> None:
-        while len(self._packs) < self._number:
-            self._packs[next(self._serial)] = self._start()
-        self._pin()
-
-    def _end(self, pack: Any) -> None:
         import ray
 
-        ray.kill(pack)
+        for pack in (*self._up.values(), *(pack for _, pack in self._starting.values())):
+            ray.kill(pack)
+        self._context.ledger.hold(-len(self._up))
+
+    def _fill(self) -> None:
+        while len(self._up) + len(self._starting) < self._number:
+            pack = self._start()
+            self._starting[pack.ready.remote()] = next(self._serial), pack
+
+    def _welcome(self) -> None:
+        import ray
+
+        starting = list(self._starting)
+        # Of one that could not start, trials hear why.
+        ready, _ = ray.wait(starting, num_returns=len(starting), timeout=0) if starting else ([], [])
+        for ref in ready:
+            number, pack = self._starting.pop(ref)
+            self._up[number] = pack
+            self._context.ledger.hold(1)
+        if ready:
+            self._pin()
+
+    def _leave(self) -> None:
+        """One that is starting, which may hold a place or wait for one before others do; else one that is
+        up."""
+        import ray
+
+        if self._starting:
+            _, (_, gone) = self._starting.popitem()
+        else:
+            _, gone = self._up.popitem()
+            # A trial looks there before it takes its pack's end for a failure.
+            self._pin()
+            self._room.gave()
+            self._context.ledger.hold(-1)
+        ray.kill(gone)
+        self._some_left = True
+        self._say(f"others need room: {len(self._up)} of {self._number} packs go on")
 
     def _pin(self) -> None:
         import ray
 
-        ray.get(self._board.pin.remote(PACKS, self._packs))
+        ray.get(self._board.pin.remote(PACKS, self._up))
+        if self._some_left and len(self._up) == self._number:
+            self._some_left = False
+            self._say("all packs are back")
 
     def _say(self, message: str) -> None:
         self._context.emit(self._stage, "progress", {}, message)

@@ -58,6 +58,7 @@ class RunContext:
     _what: tuple[Any, ...] = ()
     _charged: int = 0
     _start: Callable[[], Any] = field(default=lambda: None)
+    _board: Any = None
 
     def emit(self, stage: str, kind: str, numbers: dict[str, Any] | None = None, message: str = "") -> None:
         event = RunEvent(time.time(), self.run, stage, kind, numbers or {}, message)
@@ -129,6 +130,19 @@ class RunContext:
         )
         return self._workers(("scorer", model), start, number)
 
+    def start_board(self) -> Any:
+        """The board of the present stage."""
+        self._board = self.tools.start_board(self.place)
+        return self._board
+
+    def stop_board(self) -> None:
+        """Its name tells a priority, which no later stage has."""
+        import ray
+
+        if self._board is not None:
+            ray.kill(self._board)
+            self._board = None
+
     def endpoint(self, config: Endpoint, spent_usd: float) -> Any:
         """The actor that asks an endpoint; ``spent_usd`` is what finished rows have cost."""
         self.connect()
@@ -136,9 +150,10 @@ class RunContext:
 
     def _workers(self, what: tuple[Any, ...], start: Callable[..., Any], number: int) -> list[Any]:
         what = (*what, self.place.resources)
-        start = partial(start, place=self.place)
         if what != self._what:
             self.close_engines()
+        # Those that are kept may be an earlier stage's; whoever comes for one that leaves is this one's.
+        self._start = start = partial(start, place=self.place)
         # Who has nothing to do holds no place.
         idle, self._engines = self._engines[number:], self._engines[:number]
         for engine in idle:
@@ -149,7 +164,6 @@ class RunContext:
             self.connect()
             with self.phase("engine start"):
                 self._charge(number)
-                self._start = start
                 self._engines += [start() for _ in range(number - len(self._engines))]
                 self._engines = _first_up(self._engines)
         return list(self._engines)

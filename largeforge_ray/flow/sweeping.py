@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,10 @@ def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[s
         context.store.address(tokens),
         context.store.address(reference) if reference else None,
     )
-    storage, board = context.work_address(stage), context.tools.start_board(context.place)
+    storage, board = context.work_address(stage), context.start_board()
     start = partial(context.tools.start_pack, job, context.place)
     packs = Packs(context, stage.name, board, start, declared.processes)
-    with (
-        context.phase("trials"),
-        context.ledger.holding(declared.processes),
-        tracked(context, stage) as trackers,
-    ):
+    with closing(packs), context.phase("trials"), tracked(context, stage) as trackers:
         heard = _Heard(context, stage.name, declared, board, trackers)
 
         def meanwhile() -> None:
@@ -58,7 +55,6 @@ def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[s
         trials = run_beside(
             lambda: run_sweep(declared, board, storage=storage, kept=context.work_folder(stage)), meanwhile
         )
-        packs.end()
     keys = [_publish(context, stage, declared, trial) for trial in trials]
     # One that was stopped has not been at its last, small steps, and holds no reference for the probe.
     best = min(trials, key=lambda t: (t.stopped, t.held_out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
         model_dir=context.address(declared.model),
         tokens_dir=context.store.address(tokens),
         reference_dir=context.store.address(reference) if reference else None,
-        board=context.tools.start_board(context.place),
+        board=context.start_board(),
         engine=rollout_engine(context, declared),
         reward_dir=reward_dir(context, declared),
         teacher=teacher,
@@ -52,9 +53,9 @@ def make_adapter(context: RunContext, stage: PlannedStage, folder: Path) -> dict
         words = f"LoRA preset {preset}: rank {lora.rank}, alpha {lora.alpha:g}, {' and '.join(lora.targets)}"
         context.emit(stage.name, "progress", {}, words)
     with context.store.staging("reference", key) as kept, tracked(context, stage) as trackers:
-        notes = _Notes(context, stage.name, declared, counts, trackers)
-        storage = context.work_address(stage)
         break_ = TrainingBreak(context, stage.name, declared.processes)
+        notes = _Notes(context, stage.name, declared, counts, trackers, break_.began)
+        storage = context.work_address(stage)
         with context.ledger.holding(declared.processes):
             result = train(
                 job, storage=storage, target=folder, on_note=notes.take, reference=kept, break_=break_
@@ -177,7 +178,9 @@ class _Notes:
         declared: TrainStage,
         counts: dict[str, Any],
         trackers: Trackers,
+        began: Callable[[], None],
     ) -> None:
+        self._on_begin = began
         self._context, self._name, self._declared, self._counts = context, name, declared, counts
         self._trackers = trackers
         self._launched = self.began = time.monotonic()
@@ -186,6 +189,7 @@ class _Notes:
     def take(self, note: dict[str, Any]) -> None:
         kind = note.pop("kind")
         if kind == "begin":
+            self._on_begin()
             self._begin(note)
         else:
             self._emit(note)

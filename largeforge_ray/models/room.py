@@ -17,10 +17,13 @@ from typing import Any
 
 LOOK_S = 3.0
 """Between looks, which ask Ray's head. Who is there in two of them waits for room, not for its turn."""
-BLIND_S = 60.0
-"""Until the next look after one that failed: the head may be starting again."""
+BLIND_S = 300.0
+"""Until the next look after one that failed, which takes most of a minute: there may be no dashboard."""
 IN_VAIN = 6
 """Looks in which nothing changes after which it is not our place that is waited for."""
+FORGET_S = 600.0
+"""After which it may be all the same: others hold less by then."""
+MOST_LISTED = 10_000
 REPLICA = "ServeReplica:"
 """How Ray calls the actors of Serve's replicas."""
 MARK = "largeforge"
@@ -78,16 +81,20 @@ def who_waits(held: Mapping[str, float], priority: int = 0) -> list[Waiting]:
         said = priority_of(actor.name)
         return (actor.class_name or "").startswith(REPLICA) or (said is not None and said > priority)
 
+    pending = [a for a in _listed(state.list_actors, state="PENDING_CREATION") if not a.pid]
+    # Of one that starts again Ray still tells the process it had.
+    again = [a for a in _listed(state.list_actors, state="RESTARTING") if priority_of(a.name) is not None]
     found = [
         Waiting(actor.actor_id, takes(actor.required_resources or {}))
-        for actor in _listed(state.list_actors, state="PENDING_CREATION")
-        if not actor.pid and goes_first(actor)
+        for actor in (*pending, *again)
+        if goes_first(actor)
     ]
     if groups := _listed(state.list_placement_groups, state="PENDING"):
         boards = _listed(state.list_actors, state="ALIVE", class_name=BOARD)
         ahead = {board.job_id for board in boards if goes_first(board)}
+        # By its job: Ray Train asks for another group every minute, and it is the same one that waits.
         found += [
-            Waiting(group.placement_group_id, sum(takes(part["unit_resources"]) for part in group.bundles))
+            Waiting(group.creator_job_id, sum(takes(part["unit_resources"]) for part in group.bundles))
             for group in groups
             if group.creator_job_id in ahead
         ]
@@ -102,6 +109,7 @@ def _listed(of: Callable[..., Any], **wanted: str) -> list[Any]:
         address=ray.get_runtime_context().gcs_address,
         filters=[(name, "=", value) for name, value in wanted.items()],
         detail=True,
+        limit=MOST_LISTED,
         raise_on_missing_output=False,
     )
     return found
@@ -117,7 +125,7 @@ class Room:
     def __init__(self, look: Callable[[], list[Waiting]], now: Callable[[], float] = time.monotonic) -> None:
         self._look, self._now = look, now
         self._waiting: dict[str, int] = {}
-        self._in_vain: set[str] = set()
+        self._in_vain: dict[str, float] = {}
         self._given = self._stuck = 0
         self._due = now()
         self._told = False
@@ -128,22 +136,17 @@ class Room:
         if self._given <= sum(self._waiting.values()):
             self._stuck = 0
 
+    def nobody_waits(self) -> bool:
+        """For who was told to leave and takes long to: whether it need not. False between looks."""
+        return self._now() >= self._due and self._see() == {}
+
     def wish(self) -> Wish | None:
         """None between looks, and while whoever waits may yet find a place."""
-        from ray.exceptions import RayError
-        from ray.util.state.exception import RayStateApiException
-
         if self._now() < self._due:
             return None
-        try:
-            waiting = {one.who: one.takes for one in self._look() if one.who not in self._in_vain}
-        except (OSError, RayError, RayStateApiException) as error:
-            if not self._told:
-                _log.warning("batch work cannot see who needs room: %s", error)
-            self._told, self._due = True, self._now() + BLIND_S
+        if (waiting := self._see()) is None:
             # Ray has no place for a process that comes back too early.
             return Wish.STAY
-        self._due = self._now() + LOOK_S
         still = self._waiting.keys() & waiting.keys()
         placed = sum(takes for who, takes in self._waiting.items() if who not in waiting)
         self._given = max(0, self._given - placed)
@@ -153,8 +156,25 @@ class Room:
             self._given = 0
             return Wish.STAY
         if self._stuck >= IN_VAIN:
-            self._in_vain |= waiting.keys()
+            self._in_vain |= dict.fromkeys(waiting, self._now())
             return Wish.STAY
         # One more than should do: a process whose node was lost held no place.
         spare = self._stuck == IN_VAIN // 2
         return Wish.LEAVE if still and (self._given < sum(waiting.values()) or spare) else None
+
+    def _see(self) -> dict[str, int] | None:
+        """Who waits, and what that takes; None if nobody can say."""
+        from ray.exceptions import RayError
+        from ray.util.state.exception import RayStateApiException
+
+        try:
+            found = self._look()
+        except (OSError, RayError, RayStateApiException) as error:
+            if not self._told:
+                _log.warning("batch work cannot see who needs room: %s", error)
+            self._told, self._due = True, self._now() + BLIND_S
+            return None
+        self._due = self._now() + LOOK_S
+        there, since = {one.who for one in found}, self._now() - FORGET_S
+        self._in_vain = {who: at for who, at in self._in_vain.items() if who in there and at > since}
+        return {one.who: one.takes for one in found if one.who not in self._in_vain}

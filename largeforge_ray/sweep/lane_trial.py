@@ -53,9 +53,17 @@ class Berth:
         """A pack's handle; waits for one while all have made room for others."""
         while not (packs := self._packs()):
             time.sleep(LOOK_S)
-        # In turn: trials that start together would all find the same pack the emptiest.
-        self._number = sorted(packs)[self._turn % len(packs)]
+        self._number = self._mine(packs)
         return packs[self._number]
+
+    def is_another(self) -> bool:
+        """Whether another pack is this trial's by now, as some have come or gone."""
+        packs = self._packs()
+        return bool(packs) and self._mine(packs) != self._number
+
+    def _mine(self, packs: Mapping[int, Any]) -> int:
+        # In turn: trials that start together would all find the same pack the emptiest.
+        return sorted(packs)[self._turn % len(packs)]
 
     def is_gone(self) -> bool:
         """Whether the pack has made room, so that its end is no failure."""
@@ -106,6 +114,9 @@ def trial_class() -> Any:
 
         def step(self) -> dict[str, Any]:
             made: dict[str, Any]
+            if self._berth.is_another():
+                self.cleanup()
+                self._join()
             while True:
                 try:
                     made, self._files = ray.get(self._pack.advance.remote(self._name))

@@ -53,6 +53,9 @@ class Pack:
         self._reference = load_reference(local_folder(job.reference_dir) if job.reference_dir else None)
         self._runners: dict[str, _Runner] = {}
 
+    def ready(self) -> None:
+        """Answered once the model is there."""
+
     def join(self, name: str, stage: TrainStage, files: dict[str, bytes] | None = None) -> None:
         """Take a trial in, new or as its checkpoint's ``files`` left it."""
         self.leave(name)

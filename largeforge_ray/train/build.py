@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from largeforge_ray.errors import ForgeError, StageError
 from largeforge_ray.models.hardware import gpus_each
@@ -37,16 +37,16 @@ class TrainResult:
 class Break(Protocol):
     """When a training gives its place to others for a while."""
 
-    def due(self) -> bool:
-        """Whether one is wanted; asked again and again."""
+    def wanted(self) -> bool | None:
+        """Asked again and again: True when one is from now on, False when it is no more, else None."""
 
     def wait(self) -> None:
         """The workers are gone. Returns when others may start."""
 
 
-def build_trainer(job: TrainJob, storage: str) -> Any:
+def build_trainer(job: TrainJob, storage: str, most: int) -> Any:
     """A ``TorchTrainer`` whose run, started again on the same storage, continues where it was. ``storage`` is
-    an address that every node can write to."""
+    an address that every node can write to. It has ``most`` workers, or fewer where the stage allows them."""
     from ray import train
     from ray.train import CheckpointConfig, FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
@@ -54,7 +54,7 @@ def build_trainer(job: TrainJob, storage: str) -> Any:
     # The annotations are those of the class that this name stood for before elastic training.
     scaling: Any = train.ScalingConfig
     gpus = gpus_each() > 0
-    least, most = job.stage.bounds
+    least, _ = job.stage.bounds
     path, files = for_arrow(storage)
     kept = CheckpointConfig(num_to_keep=job.stage.keep_checkpoints)
     if job.stage.keep == "best":
@@ -100,8 +100,9 @@ def train(
 
     if "://" not in storage:
         Path(storage).mkdir(parents=True, exist_ok=True)
+    least, most = job.stage.bounds
     while True:
-        result = _fit(build_trainer(job, storage), job.board, on_note, break_)
+        result = _fit(build_trainer(job, storage, most), job.board, on_note, break_)
         if result.error is not None:
             raise _cause(result.error)
         if result.checkpoint is None:
@@ -110,6 +111,9 @@ def train(
             break
         break_.wait()
         ray.get(job.board.pin.remote(LEAVE, False))
+        # Ray Train goes by what the nodes have, and would wait for what the others hold now.
+        free = cast(Any, ray).available_resources().get("GPU" if gpus_each() else "CPU", 0)
+        most = min(most, max(least, int(free)))
     chosen = result.checkpoint
     if job.stage.keep == "best":
         chosen = min(result.best_checkpoints, key=lambda made: made[1]["held_out"])[0]
@@ -129,8 +133,8 @@ def _fit(trainer: Any, board: Any, on_note: Callable[[dict[str, Any]], None], br
         if board is not None:
             for note in ray.get(board.take.remote()):
                 on_note(note)
-            if break_ is not None and break_.due():
-                board.pin.remote(LEAVE, True)
+            if break_ is not None and (wanted := break_.wanted()) is not None:
+                board.pin.remote(LEAVE, wanted)
 
     try:
         return run_beside(trainer.fit, read_board)

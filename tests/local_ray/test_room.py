@@ -17,7 +17,7 @@ from tests.local_ray.test_training import adapter, home, weights, write_manifest
 __all__ = ["home"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-TRAINING = {"batch_size": 4, "epochs": 60, "checkpoint_every": 10, "workers": 2}
+TRAINING = {"batch_size": 4, "epochs": 300, "checkpoint_every": 300, "workers": 2}
 
 
 class Expert:
@@ -91,7 +91,7 @@ def test_a_training_goes_at_a_checkpoint_for_a_replica_and_comes_back(
     gone, back = words.index("the workers have gone"), words.index("nobody waits any more: training goes on")
     assert gone < back
     (resumed,) = (w for w in words[back:] if w.startswith("resumed at step"))
-    assert int(resumed.rsplit(" ", 1)[1]) >= 60
+    assert int(resumed.rsplit(" ", 1)[1]) % 300 == 0
 
 
 def test_a_pack_of_a_sweep_goes_for_a_replica_and_comes_back(
@@ -104,7 +104,8 @@ def test_a_pack_of_a_sweep_goes_for_a_replica_and_comes_back(
     print(f"\nserved {waited:.1f} s after it was asked for")
     assert waited < 30
     assert outcome(adapter(run)) == outcome(unbroken["sweep"])
-    assert "others need room: 1 of 2 packs go on" in said(run)
+    words = said(run)
+    assert words.index("others need room: 1 of 2 packs go on") < words.index("all packs are back")
 
 
 def test_a_stage_of_a_higher_priority_gets_the_place_of_a_lower_one(

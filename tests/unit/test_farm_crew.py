@@ -14,6 +14,7 @@ from largeforge_ray.errors import StageError
 from largeforge_ray.models.room import (
     BLIND_S,
     BOARD,
+    FORGET_S,
     IN_VAIN,
     LOOK_S,
     Place,
@@ -69,6 +70,13 @@ def test_one_more_leaves_in_case_a_place_was_none_and_then_it_was_in_vain() -> N
     assert wishes(["a"] * 20 + ["ab", "ab"])[-1] is LEAVE
 
 
+def test_what_was_in_vain_is_tried_again_after_a_while_and_forgotten_with_who_waited() -> None:
+    made = wishes("a" * (20 + int(FORGET_S / LOOK_S)))
+    assert LEAVE not in made[20 : int(FORGET_S / LOOK_S)]
+    assert LEAVE in made[int(FORGET_S / LOOK_S) :]
+    assert wishes([*("a" * 20), "", "a", "a"])[-1] is LEAVE
+
+
 def test_where_nobody_can_leave_engines_that_did_come_back_after_a_while() -> None:
     assert wishes("a" * 20, ends=False)[-1] is STAY
 
@@ -88,7 +96,7 @@ def test_between_looks_it_says_nothing_and_after_one_that_failed_it_looks_again_
 
     room = Room(look, clock)
     heard = {}
-    for _ in range(136):
+    for _ in range(int(2 * (BLIND_S + 8))):
         heard[clock.at] = room.wish()
         clock.at += 0.5
     assert looks == [0.0, 3.0, 3.0 + BLIND_S, 6.0 + BLIND_S]
@@ -156,8 +164,9 @@ def test_stages_of_a_higher_priority_wait_with_serving(cluster: dict[str, list[A
         for i, board in enumerate(cluster["actors"][-2:])
     ]
     assert who_waits({"CPU": 1.0}, priority=9) == []
-    assert who_waits({"CPU": 1.0}, priority=4) == [Waiting("group 1", 2)]
-    assert who_waits({"CPU": 1.0}, priority=0) == [Waiting(names[4], 1), Waiting("group 1", 2)]
+    job = cluster["groups"][1].creator_job_id
+    assert who_waits({"CPU": 1.0}, priority=4) == [Waiting(job, 2)]
+    assert who_waits({"CPU": 1.0}, priority=0) == [Waiting(names[4], 1), Waiting(job, 2)]
     assert who_waits({"GPU": 1.0}, priority=0) == []
 
 

@@ -114,12 +114,55 @@ async def test_an_engine_that_tells_something_else_is_not_believed() -> None:
 
 
 @in_loop
-async def test_one_that_is_full_does_not_end_the_stream_with_its_refusal() -> None:
+async def test_one_that_refuses_is_not_passed_over_for_others_and_the_next_is_asked() -> None:
     dying = ScriptedModel(STREAM, ROLE, WORDS[0], LOST)
     full = ScriptedModel(ReplyHead(429, retry_after_s=1), b'{"error": {}}')
     async with fleet_of(dying, full) as (fleet, _):
-        with pytest.raises(ApiError, match="no healthy engine"):
-            await parts(fleet, asking(stream=True))
+        assert await until_it_fails(fleet) == (ROLE + WORDS[0], 503)
+        assert fleet.replicas == 1
+    async with fleet_of(dying, full, going_on("Hel", *WHOLE[2:])) as (fleet, _):
+        assert await until_it_fails(fleet) == (b"".join(WHOLE), 200)
+        assert fleet.replicas == 2
+
+
+@in_loop
+async def test_what_another_replica_has_admitted_is_not_refused_as_too_much() -> None:
+    dying, busy = ScriptedModel(STREAM, ROLE, WORDS[0], LOST), going_on("Hel", *WHOLE[2:])
+    busy.extra = 100
+    async with fleet_of(dying, busy) as (fleet, _):
+        assert await until_it_fails(fleet) == (b"".join(WHOLE), 200)
+
+
+@in_loop
+async def test_an_answer_whose_tokens_were_all_said_ends_as_it_should() -> None:
+    over = event(end="length")
+    for last in ((over, DONE), (over, b'data: {"choices": [], "usage": {}}\n\n', DONE)):
+        dying = ScriptedModel(STREAM, ROLE, WORDS[0], LOST)
+        async with fleet_of(dying, going_on("Hel", *last)) as (fleet, _):
+            assert await until_it_fails(fleet) == (b"".join((ROLE, WORDS[0], *last)), 200)
+
+
+@in_loop
+@pytest.mark.parametrize("early", [DONE, TOLD, b'data: {"choices": [], "usage": {}}\n\n', b": ping\n\n"])
+async def test_one_that_ends_before_it_has_told_what_was_said_is_not_believed(early: bytes) -> None:
+    dying = ScriptedModel(STREAM, ROLE, WORDS[0], LOST)
+    async with fleet_of(dying, ScriptedModel(STREAM, ROLE, early)) as (fleet, _):
+        assert await until_it_fails(fleet) == (ROLE + WORDS[0], 503)
+
+
+def test_values_that_ask_for_nothing_and_stops_that_may_have_begun() -> None:
+    sent = Sent()
+    sent.add(ROLE + WORDS[0])
+    for more in (
+        {"n": 1},
+        {"presence_penalty": 0},
+        {"logprobs": False},
+        {"tools": []},
+        {"stop": ["xx", "yl"]},
+    ):
+        assert sent.resumption(asking(stream=True, **more).body) is not None
+    for stop in ("lx", ["a", "el\n"]):
+        assert sent.resumption(asking(stream=True, stop=stop).body) is None
 
 
 @given(cuts=st.lists(st.integers(0, len(b"".join(WHOLE))), max_size=6), broken=st.integers(0, 400))
