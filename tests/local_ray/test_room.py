@@ -3,6 +3,7 @@ is in ``test_farm_room``."""
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,8 +117,8 @@ def test_a_stage_of_a_higher_priority_gets_the_place_of_a_lower_one(
     low, high = tmp_path / "low", tmp_path / "high"
     low.mkdir()
     high.mkdir()
-    longer = SWEEP | {"per_process": 2, "epochs": 60, "priority": -5}
-    below = attempt(low, write_manifest(home, low, "chat", **longer), cluster=two_cpus)
+    endless = SWEEP | {"per_process": 2, "epochs": 2000, "measures": 100, "priority": -5}
+    below = attempt(low, write_manifest(home, low, "chat", **endless), cluster=two_cpus)
     begun(below, 4)
     settings = TRAINING | {"workers": 1, "epochs": 10, "resources": {"trainer": 1}}
     above = attempt(high, write_manifest(home, high, "chat", **settings), cluster=two_cpus)
@@ -125,6 +126,8 @@ def test_a_stage_of_a_higher_priority_gets_the_place_of_a_lower_one(
     assert ray.available_resources().get("trainer") == 1.0
     assert above.finish() == 0, above.log.read_text()
     assert below.process.poll() is None, "the sweep ended first, so nobody had to wait"
-    adapter(below)
     assert "others need room: 1 of 2 packs go on" in said(below)
+    below.wait_for(lambda e: e["message"] == "all packs are back")
+    below.process.send_signal(signal.SIGINT)
+    assert below.finish(60) == 130
     assert not any("need room" in word for word in said(above))
