@@ -51,7 +51,11 @@ class HiddenStates:
         # It takes an engine's place, and no row is asked for any more.
         context.close_engines()
         actor: Any = ray.remote(StateReader).options(
-            num_cpus=1, num_gpus=gpus_each(), max_restarts=3, max_task_retries=3
+            **context.place.options(),
+            num_cpus=1,
+            num_gpus=gpus_each(),
+            max_restarts=3,
+            max_task_retries=3,
         )
         reader = actor.remote(self.model, self.adapter, self.layers, "cuda" if gpus_each() else "cpu")
         with context.phase("hidden states"), context.ledger.holding(1):

@@ -217,7 +217,7 @@ def _scored(context: RunContext, reward_model: str, rows: Iterable[Row]) -> Iter
 
     # It takes an engine's place, and no row is asked for any more.
     context.close_engines()
-    actor: Any = ray.remote(RewardModel).options(num_cpus=1, num_gpus=gpus_each())
+    actor: Any = ray.remote(RewardModel).options(**context.place.options(), num_cpus=1, num_gpus=gpus_each())
     base, reward = context.address("base"), context.address(reward_model)
     judge = actor.remote(base, reward, "bfloat16", "cuda" if gpus_each() else "cpu")
     with context.phase("reward"), context.ledger.holding(1):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from largeforge_ray.data.chat import IGNORED, render_chat, render_prompt
 from largeforge_ray.data.rows import HIDDEN, NUMBERS, SIGNALS, read_rows
@@ -113,13 +113,16 @@ def write_tokens(dataset: Path, part: str, spec: TokenSpec, folder: Path, name: 
     import pyarrow as pa
     import ray
 
-    encode = ray.remote(encode_rows).options(num_cpus=1, max_retries=3)
+    # The workers that wait for these tokens, or another run's, may hold every CPU.
+    encode = ray.remote(encode_rows).options(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")
+    cpus = int(cast(Any, ray).cluster_resources().get("CPU", 1))
+    most = max(1, min(cpus, TASKS_IN_FLIGHT))
     rows = tokens = learned = 0
     left_out: list[int] = []
     schema, blocks = _schema(spec.algorithm.taught), _blocks(dataset, part, spec.algorithm.taught)
     with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
         # In order, so that a row's place does not depend on which task was faster.
-        for task in _ahead(encode.remote(block, first, spec) for first, block in blocks):
+        for task in _ahead((encode.remote(block, first, spec) for first, block in blocks), most):
             batch, too_long = ray.get(task)
             file.write_batch(batch)
             rows += batch.num_rows
@@ -147,9 +150,9 @@ def _blocks(dataset: Path, part: str, taught: str | None) -> Iterator[tuple[int,
         first += len(block)
 
 
-def _ahead(tasks: Iterator[Any]) -> Iterator[Any]:
+def _ahead(tasks: Iterator[Any], most: int) -> Iterator[Any]:
     """Keep some tasks running before the one that is waited for; never all of them."""
-    running: list[Any] = list(itertools.islice(tasks, TASKS_IN_FLIGHT))
+    running: list[Any] = list(itertools.islice(tasks, most))
     while running:
         yield running.pop(0)
         running += itertools.islice(tasks, 1)
