@@ -109,7 +109,7 @@ def test_a_pack_of_a_sweep_goes_for_a_replica_and_comes_back(
 
 
 def test_a_stage_of_a_higher_priority_gets_the_place_of_a_lower_one(
-    two_cpus: str, home: Path, tmp_path: Path, unbroken: dict[str, Any]
+    two_cpus: str, home: Path, tmp_path: Path
 ) -> None:
     import ray
 
