@@ -113,10 +113,8 @@ def _execute(context: RunContext, stage: PlannedStage) -> Artifact:
     started = time.monotonic()
     with context.store.staging(stage.artifact_kind, stage.key) as folder:
         step = STEPS[stage.kind]
-        try:
-            metrics = step(context, stage, folder)
-        finally:
-            context.stop_board()
+        metrics = step(context, stage, folder)
+        context.stop_board()
         process_s = context.ledger.take()
         cost: dict[str, Any] = {"seconds": round(time.monotonic() - started, 2), "phases": context.phases}
         cost |= spent(process_s, gpus_each() if process_s else 0, context.manifest.prices, metrics)

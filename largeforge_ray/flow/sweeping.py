@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[s
     storage, board = context.work_address(stage), context.start_board()
     start = partial(context.tools.start_pack, job, context.place)
     packs = Packs(context, stage.name, board, start, declared.processes)
-    with closing(packs), context.phase("trials"), tracked(context, stage) as trackers:
+    with context.phase("trials"), tracked(context, stage) as trackers:
         heard = _Heard(context, stage.name, declared, board, trackers)
 
         def meanwhile() -> None:
@@ -55,6 +54,8 @@ def make_sweep(context: RunContext, stage: PlannedStage, folder: Path) -> dict[s
         trials = run_beside(
             lambda: run_sweep(declared, board, storage=storage, kept=context.work_folder(stage)), meanwhile
         )
+        # Not in an interrupted sweep, whose trials are still under way: what is theirs ends with the process.
+        packs.close()
     keys = [_publish(context, stage, declared, trial) for trial in trials]
     # One that was stopped has not been at its last, small steps, and holds no reference for the probe.
     best = min(trials, key=lambda t: (t.stopped, t.held_out))
