@@ -67,7 +67,7 @@ def metered_llm() -> Any:
                 yield RequestOutput(request_id, None, before, None, [over], finished=True)
                 return
             rest, whole = sampling_params.clone(), prompt | {"prompt_token_ids": [*before, *ids]}
-            rest.max_tokens = left
+            rest.max_tokens, rest.min_tokens = left, max(0, rest.min_tokens - len(ids))
             async with aclosing(self._metered(whole, rest, request_id, **options)) as answer:
                 async for out in answer:
                     out.prompt_token_ids = before

@@ -24,8 +24,9 @@ MOST_KEPT_BYTES = 2**20
 SIMPLE = {
     *("model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "user"),
+    *("ignore_eos", "min_tokens", "logit_bias", "repetition_penalty"),
 }
-"""Fields of requests whose answers are their text, whoever draws it."""
+"""Fields of requests whose answers are their text, whoever draws it. Other penalties look at what was drawn."""
 ASKS_NOTHING = NEUTRAL | {"n": 1, "logprobs": False, "top_logprobs": 0}
 """Values of other fields that change nothing."""
 EVENT, END = b"data: ", b"\n\n"
