@@ -26,7 +26,7 @@ SIMPLE = {
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "user"),
     *("ignore_eos", "min_tokens", "logit_bias", "repetition_penalty"),
 }
-"""Fields of requests whose answers are their text, whoever draws it: other penalties look at what is drawn."""
+"""Fields of requests whose answers are their text, whoever draws it; other penalties see who did."""
 ASKS_NOTHING = NEUTRAL | {"n": 1, "logprobs": False, "top_logprobs": 0}
 """Values of other fields that change nothing."""
 EVENT, END = b"data: ", b"\n\n"
