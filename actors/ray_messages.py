@@ -14,6 +14,7 @@ LOST = re.compile(r"The node with node id: \w+ and address: (\S+) .*marked dead"
 HARMLESS = re.compile(
     r"Task \S+ failed\. There are \S+ retries remaining"  # it is asked again, which is what we rely on
     r"|Raylet is terminated"  # of a node that LOST tells of, with a stack trace
+    r"|WARNING: \d+ PYTHON worker processes have been started"  # trials that only forward need no CPU
 )
 
 

@@ -29,6 +29,7 @@ MEMORY = "1 Workers (tasks / actors) killed due to memory pressure (OOM)\nRefer 
         (RETRIED, None),
         (RETRIED.replace("20 retries", "infinite retries"), None),
         (ENDED, None),
+        ("WARNING: 10 PYTHON worker processes have been started on node: ef4b with address: 10.7.0.1", None),
         (MEMORY, "1 Workers (tasks / actors) killed due to memory pressure (OOM)"),
         (" \n", None),
     ],
