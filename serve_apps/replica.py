@@ -74,9 +74,10 @@ class ReplicaApp:
             await exchange.reply(error.status, error.body(), {NOT_TAKEN_HEADER: "1", **error.headers})
             return
         resumed = bool(exchange.header(RESUMED_HEADER))
+        # Not by the engine's count, which has probes, and no request whose prompt is still being read.
         # What another replica has admitted is not refused here.
-        if (running := self._engine.running) >= self._limit and not resumed:
-            raise queue_full(running, self._limit)
+        if self.under_way >= self._limit and not resumed:
+            raise queue_full(self.under_way, self._limit)
         self.under_way += 1
         try:
             body, said = await exchange.body(MOST_BODY_BYTES), ""

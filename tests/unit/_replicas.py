@@ -30,13 +30,13 @@ class ScriptedModel:
 
     def __init__(self, *script: Any, served: tuple[str, ...] = (BASE.version,)) -> None:
         self._engine = ScriptedEngine(*script)
-        self.served, self.healthy, self.extra = served, True, 0
+        self.served, self.healthy = served, True
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.said: list[str] = []
 
     @property
     def running(self) -> int:
-        return self._engine.open + self.extra
+        return self._engine.open
 
     async def answer(
         self, path: str, payload: Mapping[str, Any], said: str = ""

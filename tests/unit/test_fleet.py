@@ -61,11 +61,23 @@ async def test_a_refusal_keeps_its_status_and_retry_after() -> None:
 @in_loop
 async def test_a_full_replica_says_so_before_its_engine_is_asked() -> None:
     async with fleet_of(ScriptedModel(*WHOLE)) as (fleet, [replica]):
-        replica.model.extra = 8
+        replica.app.under_way = 8
         head, *body = await parts(fleet)
         assert head == ReplyHead(429, retry_after_s=1)
         assert json.loads(b"".join(body))["error"]["code"] == "queue_full"
         assert replica.model.asked == []
+
+
+@in_loop
+async def test_as_many_as_there_is_room_for_are_admitted_however_many_come_at_once() -> None:
+    gate = asyncio.Event()
+    async with fleet_of(ScriptedModel(gate, *WHOLE)) as (fleet, [replica]):
+        coming = [asyncio.create_task(parts(fleet)) for _ in range(40)]
+        await until(lambda: sum(task.done() for task in coming) == 32)
+        assert replica.app.under_way == 8
+        gate.set()
+        heads = [(await task)[0] for task in coming]
+        assert heads.count(WHOLE[0]) == 8
 
 
 @in_loop

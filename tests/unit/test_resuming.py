@@ -128,8 +128,8 @@ async def test_one_that_refuses_is_not_passed_over_for_others_and_the_next_is_as
 @in_loop
 async def test_what_another_replica_has_admitted_is_not_refused_as_too_much() -> None:
     dying, busy = ScriptedModel(STREAM, ROLE, WORDS[0], LOST), going_on("Hel", *WHOLE[2:])
-    busy.extra = 100
-    async with fleet_of(dying, busy) as (fleet, _):
+    async with fleet_of(dying, busy) as (fleet, [_, second]):
+        second.app.under_way = 100
         assert await until_it_fails(fleet) == (b"".join(WHOLE), 200)
 
 
