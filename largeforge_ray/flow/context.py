@@ -80,9 +80,8 @@ class RunContext:
 
         with self.phase("ray start"):
             self.tools.connect()
-        offered = cast(Any, ray).cluster_resources()
         for name in self.place.resources:
-            if name not in offered:
+            if name not in cast(Any, ray).cluster_resources():
                 said = f"no node offers '{name}': the stage waits for one (ray start --resources)"
                 self.emit(self.place.stage, "progress", {}, said)
 

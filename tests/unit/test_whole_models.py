@@ -128,7 +128,7 @@ class Handle:
 
     heard: ClassVar[list[str]] = []
 
-    def __init__(self, model_dir: str, *, max_model_len: int, max_lora_rank: int | None) -> None:
+    def __init__(self, model_dir: str, *, max_model_len: int, max_lora_rank: int | None, place: Any) -> None:
         self.model = Path(model_dir).name
         self.heard.append(f"start {self.model} for rank {max_lora_rank}")
         self.start_seconds = self.generate = self.stop = self
@@ -154,7 +154,9 @@ def context(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterat
             if stage.name == "prompts":
                 ingest(home / "orders.jsonl", test_share=0.5, target=folder)
             store.publish(stage.artifact_kind, stage.key, stage.name, stage.parents, {}, folder, {}, {})
-    tools = Tools(lambda: None, Handle, Handle, Handle, lambda: None, lambda job: None, lambda event: None)
+    tools = Tools(
+        lambda: None, Handle, Handle, Handle, lambda place: None, lambda job, place: None, lambda event: None
+    )
     events = EventLog(store, "run")
     yield RunContext("run", plan, manifest, store, tools, events)
     events.close()
