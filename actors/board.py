@@ -36,5 +36,5 @@ def start_board(place: Place | None = None) -> Any:
 
     # With the driver: a lost node of workers must not take it along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    name = place.options()["name"] if place else None
+    name = place.name() if place else None
     return ray.remote(RunBoard).options(name=name, num_cpus=0, scheduling_strategy=here).remote()

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ def write_manifest(path: Path, *sweeps: dict[str, Any]) -> Path:
 
 def packed(manifest: Path, url: str) -> dict[str, Any]:
     """``largeforge run``, which also counts the packs: each loads the base once."""
-    from actors import ray_session, start_board, start_endpoint, start_engine, start_pack
-    from actors.scorer import start_scorer
+    from actors import ray_session, start_pack
     from largeforge_ray.config import load_manifest
-    from largeforge_ray.flow import Tools, make_plan, run_plan
+    from largeforge_ray.flow import make_plan, run_plan
     from largeforge_ray.store import open_store
+    from train_jobs.commands import usual_tools
 
     packs: list[Any] = []
 
@@ -79,15 +80,7 @@ def packed(manifest: Path, url: str) -> dict[str, Any]:
 
     loaded, store = load_manifest(manifest), open_store(url)
     with ray_session(lambda text: None) as session:
-        tools = Tools(
-            connect=session.connect,
-            start_engine=start_engine,
-            start_scorer=start_scorer,
-            start_endpoint=start_endpoint,
-            start_board=start_board,
-            start_pack=start,
-            listen=lambda event: None,
-        )
+        tools = replace(usual_tools(session.connect, lambda event: None), start_pack=start)
         made = run_plan(make_plan(loaded, store, manifest.parent), loaded, store, tools=tools)
     trials = made.artifacts["swept"].metrics["trials"]
     losses = {name_of(t["point"]): store.get(t["key"]).metrics["losses"] for t in trials}

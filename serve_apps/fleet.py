@@ -121,8 +121,8 @@ class Fleet:
         blocks = beginnings(ask.body, ask.expert.version)
         tried: set[str] = set()
         began, failed = time.monotonic(), False
-        resumes = ask.expert.engine.backend == "vllm"
-        sent, resumption = Sent() if resumes else Sent(most=0), None
+        # The other backend goes on with no answer of which something was said.
+        sent, resumption = Sent() if ask.expert.engine.backend == "vllm" else Sent(most=0), None
         while True:
             replica = await self._choose(ask, blocks, tried)
             replica.given += 1
@@ -134,7 +134,7 @@ class Fleet:
                 continue
             except (NothingCame, Broken) as error:
                 if isinstance(error, Broken):
-                    resumption = sent.resumption(ask.body) if resumes else None
+                    resumption = sent.resumption(ask.body)
                 # Once: the request that breaks an engine breaks two so, and not all of them.
                 if failed or (isinstance(error, Broken) and resumption is None):
                     raise expert_unavailable(ask.expert.name) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,27 @@ def run_manifest(manifest: Path, store_url: str | None) -> Any:
     return run_loaded(loaded, store, manifest.parent)
 
 
+def usual_tools(connect: Callable[[], None], listen: Callable[[Any], None]) -> Any:
+    """What a run starts: every actor as Ray's own process."""
+    from actors import start_board, start_endpoint, start_engine, start_pack
+    from actors.scorer import start_scorer
+    from largeforge_ray.flow import Tools
+
+    return Tools(
+        connect=connect,
+        start_engine=start_engine,
+        start_scorer=start_scorer,
+        start_endpoint=start_endpoint,
+        start_board=start_board,
+        start_pack=start_pack,
+        listen=listen,
+    )
+
+
 def run_loaded(loaded: Any, store: Any, folder: Path) -> Any:
     """Run a manifest that was read, whose paths are looked up from ``folder``."""
-    from actors import ray_session, start_board, start_endpoint, start_engine, start_pack
-    from actors.scorer import start_scorer
-    from largeforge_ray.flow import Tools, make_plan, run_plan
+    from actors import ray_session
+    from largeforge_ray.flow import make_plan, run_plan
     from largeforge_ray.observe import write_report
     from train_jobs.console import open_console
 
@@ -71,15 +88,7 @@ def run_loaded(loaded: Any, store: Any, folder: Path) -> Any:
             _check_here(plan, store)
             if plan.missing and os.environ.get("RAY_ADDRESS"):
                 session.connect()  # a wrong address is better told before work is done than after
-            tools = Tools(
-                connect=session.connect,
-                start_engine=start_engine,
-                start_scorer=start_scorer,
-                start_endpoint=start_endpoint,
-                start_board=start_board,
-                start_pack=start_pack,
-                listen=console.listen,
-            )
+            tools = usual_tools(session.connect, console.listen)
             result = run_plan(plan, loaded, store, tools=tools)
     finally:
         console.close()

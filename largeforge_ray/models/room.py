@@ -42,10 +42,13 @@ class Place:
     priority: int = 0
     resources: Mapping[str, float] = field(default_factory=dict)
 
+    def name(self) -> str:
+        """For one actor; the dashboard shows it."""
+        return f"{MARK}:{self.run}:{self.stage}:priority {self.priority}:{secrets.token_hex(4)}"
+
     def options(self) -> dict[str, Any]:
-        """Of an actor. The dashboard shows its name."""
-        name = f"{MARK}:{self.run}:{self.stage}:priority {self.priority}:{secrets.token_hex(4)}"
-        return {"name": name, "resources": dict(self.resources)}
+        """Of an actor that takes room."""
+        return {"name": self.name(), "resources": dict(self.resources)}
 
 
 def priority_of(name: str | None) -> int | None:

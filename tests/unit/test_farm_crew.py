@@ -150,10 +150,10 @@ def test_only_replicas_without_a_process_that_want_what_we_hold_wait(cluster: di
 
 
 def test_stages_of_a_higher_priority_wait_with_serving(cluster: dict[str, list[Any]]) -> None:
-    names = {priority: Place("run", "teach", priority).options()["name"] for priority in (-3, 0, 4)}
+    names = {priority: Place("run", "teach", priority).name() for priority in (-3, 0, 4)}
     cluster["actors"] = [actor(name, "EngineActor", CPU=1.0) for name in names.values()]
     # Workers of a training have no name; the board of their job has.
-    cluster["actors"] += [actor(Place("r", "train", p).options()["name"], BOARD, pid=9) for p in (0, 9)]
+    cluster["actors"] += [actor(Place("r", "train", p).name(), BOARD, pid=9) for p in (0, 9)]
     cluster["groups"] = [
         SimpleNamespace(
             placement_group_id=f"group {i}",
