@@ -24,6 +24,7 @@ IN_VAIN = 6
 FORGET_S = 600.0
 """After which it may be all the same: others hold less by then."""
 MOST_LISTED = 10_000
+"""Ray lists a hundred by itself, and who waits may be beyond."""
 REPLICA = "ServeReplica:"
 """How Ray calls the actors of Serve's replicas."""
 MARK = "largeforge"

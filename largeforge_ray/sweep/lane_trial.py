@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 TRIAL_FILE = "trial.json"
 """In a checkpoint, beside the lane's files: whose it is, its settings, its step and its history."""
-
-
 PACKS = "packs"
 """What the board's pin with the packs is called: actor handles by number."""
 LOOK_S = 1.0
