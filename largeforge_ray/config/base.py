@@ -80,7 +80,10 @@ def _of_a_node(resources: dict[str, float]) -> dict[str, float]:
                 "(ray start --resources)"
             )
         if amount <= 0 or (amount > 1 and amount % 1):
-            raise ValueError(f"{name}: {amount:g} is not above 0, or above 1 and not whole, as Ray wants it")
+            raise ValueError(
+                f"{name}: {amount:g} breaks Ray's rule for amounts: above 0, and whole from 1 on; "
+                "write 0.5, 1 or 2"
+            )
     return resources
 
 

@@ -364,8 +364,8 @@ def test_where_a_stage_runs_and_who_goes_first_changes_nothing_that_it_makes() -
     ("resources", "rule"),
     [
         ("{CPU: 2}", "'CPU' is held by every process as it needs it"),
-        ("{rack: 1.5}", "rack: 1.5 is not above 0, or above 1 and not whole"),
-        ("{rack: 0}", "rack: 0 is not above 0"),
+        ("{rack: 1.5}", "rack: 1.5 breaks Ray's rule for amounts: above 0, and whole from 1 on"),
+        ("{rack: 0}", "rack: 0 breaks Ray's rule"),
     ],
 )
 def test_resources_that_ray_would_not_take_are_refused_with_the_line(resources: str, rule: str) -> None:
