@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SERVE = """\
 largeforge serve &
 server=$!
-trap 'kill $server; wait $server' EXIT
+trap 'kill $server; wait $server || true' EXIT
 until curl --silent --fail http://127.0.0.1:8000/ready; do kill -0 $server; sleep 1; done
 """
 """In another terminal, says the page."""
