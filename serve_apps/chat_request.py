@@ -16,6 +16,10 @@ from serve_apps.openai_errors import bad_request
 MAX_DEPTH = 64
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
+MAX_TEXTS = 2048
+"""Of one request for embeddings, as OpenAI has it."""
+EMBEDS = "/v1/embeddings"
+EMBEDDING_FIELDS = ("model", "input", "encoding_format", "dimensions", "user")
 
 REFUSED = {
     "chat_template": "templates come with the model",
@@ -55,6 +59,9 @@ def parse_request(body: bytes, content_type: str, path: str, *, max_tokens: int)
         raise bad_request("model must be a string: 'auto' or an expert's name", "model", "invalid_type")
     if not isinstance(request.get("stream", False), bool | None):
         raise bad_request("stream must be true or false", "stream", "invalid_type")
+    if path == EMBEDS:
+        _check_embedding(request)
+        return request
     if path == "/v1/completions":
         _check_prompt(request.get("prompt"))
         _check_integer(request, "logprobs", 0, MAX_TOP_LOGPROBS)
@@ -124,6 +131,28 @@ def _check_prompt(prompt: Any) -> None:
         raise bad_request(
             "prompt must be text that is not empty; send one request for each", "prompt", "invalid_type"
         )
+
+
+def _check_embedding(request: Mapping[str, Any]) -> None:
+    for field in (name[:80] for name in request if name not in EMBEDDING_FIELDS):
+        known = ", ".join(EMBEDDING_FIELDS)
+        raise bad_request(
+            f"{field} is no field of {EMBEDS}; there are: {known}", field, "unsupported_parameter"
+        )
+    texts = request.get("input")
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise bad_request(
+            "input must be text that is not empty, or a list of such texts; ids of tokens are not taken, "
+            "which other models number otherwise",
+            "input",
+            "invalid_type",
+        )
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        raise bad_request(f"input has {len(texts)} texts, outside 1..{MAX_TEXTS}", "input", "out_of_range")
+    if request.get("encoding_format") not in (None, "float", "base64"):
+        raise bad_request("encoding_format must be float or base64", "encoding_format")
+    _check_integer(request, "dimensions", 1, 65536)
 
 
 def _check_messages(messages: Any) -> None:

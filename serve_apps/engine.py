@@ -66,6 +66,7 @@ def start_engine(
     ended: Callable[[Usage], None],
     speculation: Speculation | None = None,
     draft_dir: Path | None = None,
+    embeds: bool = False,
 ) -> Engine:
     """Start the engine of the model in ``model_dir``, whose own names are ``names``; this blocks.
 
@@ -90,4 +91,5 @@ def start_engine(
         ended=ended,
         speculation=speculation,
         draft_dir=draft_dir,
+        embeds=embeds,
     )

@@ -131,18 +131,24 @@ class RouterDeployment:
             else None,
         )
         self._app = self._front if args.keys else ByAddress(self._front)
-        self._syncing = asyncio.create_task(self._keep_in_step())
+        known = None
+        while known is None:  # the first request finds the replicas that are there
+            known = await self._step(known)
+        self._syncing = asyncio.create_task(self._keep_in_step(known))
         self._door = Door(self._app, listen(args.host, args.port)) if args.port else None
 
-    async def _keep_in_step(self) -> None:
-        known: int | None = None
+    async def _keep_in_step(self, known: int | None) -> None:
         while True:
-            view = await self._registry.sync(RouterReport(self._name, self._front.trials.trials), known)
-            if view is None:
-                await asyncio.sleep(0.5)  # the registry is being restarted; what is known still holds
-                continue
-            self._follow(view)
-            known = view.number
+            known = await self._step(known)
+
+    async def _step(self, known: int | None) -> int | None:
+        """Report, and learn what is news to who knows change ``known``. The newest change known then."""
+        view = await self._registry.sync(RouterReport(self._name, self._front.trials.trials), known)
+        if view is None:
+            await asyncio.sleep(0.5)  # the registry is being restarted; what is known still holds
+            return known
+        self._follow(view)
+        return view.number
 
     def _follow(self, view: View) -> None:
         for key, fleet in self._fleets.items():
@@ -230,6 +236,8 @@ def build_app(args: ForgeArgs) -> serve.Application:
 
 def _speculating(router: Router, speculation: dict[str, Any]) -> Router:
     def with_it(expert: Expert) -> Expert:
+        if expert.embeds:
+            return expert
         return replace(expert, engine=replace(expert.engine, speculation=speculation))
 
     return replace(router, experts=tuple(with_it(expert) for expert in router.experts))

@@ -73,6 +73,18 @@ def metered_llm() -> Any:
                     out.prompt_token_ids = before
                     yield out
 
+        async def encode(self, *args: Any, **options: Any) -> Any:
+            began, out = time.monotonic(), None
+            answer = super().encode(*args, **options)
+            try:
+                async for out in answer:
+                    yield out
+            finally:
+                await answer.aclose()
+                if out is not None:
+                    prompt, seconds = len(out.prompt_token_ids), time.monotonic() - began
+                    self.ended(Usage(None, prompt, out.num_cached_tokens or 0, 0, seconds, seconds))
+
         async def _metered(self, *args: Any, lora_request: Any = None, **options: Any) -> Any:
             began = first = time.monotonic()
             tokens, prompt, out = 0, 0, None

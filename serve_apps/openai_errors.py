@@ -111,10 +111,19 @@ def wrong_method(method: str, path: str, allowed: Sequence[str]) -> ApiError:
     )
 
 
+def no_embedder() -> ApiError:
+    return ApiError(
+        404,
+        "no model here makes embeddings; name one as embedder of the stage that makes the router",
+        param="model",
+        code="model_not_found",
+    )
+
+
 def unknown_model(name: str, models: Sequence[str]) -> ApiError:
     return ApiError(
         404,
-        f"model '{name[:80]}' does not exist; use one of: {', '.join(models)}",
+        f"model '{name[:80]}' is none of this endpoint's; use one of: {', '.join(models)}",
         param="model",
         code="model_not_found",
     )

@@ -34,10 +34,12 @@ from serve_apps.registry import RegistryClient
 from serve_apps.replica_meters import ReplicaMeters
 from serve_apps.resuming import RESUMED_HEADER, read_resumption
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
-ADMITTED = 1.5
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+ADMITTED = 1.25
 """Requests a replica takes for each that it works on at once: who is admitted waits, and is answered, within
 twice the time that an answer takes with all slots busy."""
+LEAVING_S = 1.0
+"""A replica that leaves still takes requests for so long: routers choose it until they have heard."""
 MOST_BODY_BYTES = 64_000_000
 """The router has its own limit; this one only keeps a stranger's request from filling the memory."""
 
@@ -127,7 +129,7 @@ class ExpertEngine:
         self._loop = LoopThread("engine")
         self._refused: dict[str, str] = {}
         self._evidence: dict[str, Mapping[str, Any]] = {}
-        self._sequence, self._in_step = 0, asyncio.Event()
+        self._sequence, self._in_step, self._leaving = 0, asyncio.Event(), False
         self._meters = ReplicaMeters(group)
         self._prices = {expert.name: expert.price for expert in group.experts}
         self._speculation: SpeculationNumbers | None = None
@@ -148,6 +150,7 @@ class ExpertEngine:
             max_num_seqs=max_num_seqs,
             max_tokens=max_tokens,
             ended=self._ended,
+            embeds=group.embeds,
             **self._drafting(),
         )
         self._app = ReplicaApp(self._engine, self._token, math.ceil(ADMITTED * max_num_seqs))
@@ -234,7 +237,7 @@ class ExpertEngine:
             address=self._address,
             sequence=self._sequence,
             token=self._token,
-            up=self._engine.healthy and not self._app.draining,
+            up=self._engine.healthy and not self._leaving,
             running=self._engine.running,
             # An adapter is served once its probe has passed.
             served=tuple(
@@ -264,10 +267,12 @@ class ExpertEngine:
         self._loop.close()
 
     async def _leave(self) -> None:
-        """Take nothing new, end what is under way, and stop the engine."""
+        """Say so, take nothing new, end what is under way, and stop the engine."""
         self._syncing.cancel()
-        self._app.draining = True
+        self._leaving = True
         await self._registry.sync(self._report(), None)
+        await asyncio.sleep(LEAVING_S)
+        self._app.draining = True
         began = time.monotonic()
         # What was taken counts from its first byte to its last, not only while the engine is at it.
         while self._engine.healthy and self._app.under_way:

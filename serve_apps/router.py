@@ -22,7 +22,8 @@ from largeforge_ray.routing.experts import AUTO
 from largeforge_ray.routing.policy import ExpertState
 from largeforge_ray.types import Decision
 from serve_apps.admin import Admin
-from serve_apps.chat_request import parse_request, turns_of
+from serve_apps.cards import expert_cards, model_cards, standing
+from serve_apps.chat_request import EMBEDS, parse_request, turns_of
 from serve_apps.exchange import ClientLeft, Exchange
 from serve_apps.kept import Kept, asked_for_logprobs
 from serve_apps.keys import KeyRing
@@ -33,6 +34,7 @@ from serve_apps.openai_errors import (
     bad_request,
     expert_unavailable,
     internal,
+    no_embedder,
     too_slow,
     unknown_model,
     unknown_path,
@@ -82,6 +84,7 @@ class Front:
         self._routes: dict[str, dict[str, Callable[[Exchange, str], Any]]] = {
             "/v1/chat/completions": {"POST": self._answer},
             "/v1/completions": {"POST": self._answer},
+            EMBEDS: {"POST": self._embed},
             "/v1/route": {"POST": self._explain, "GET": self._explain_query},
             "/v1/models": {"GET": self._models},
             "/v1/experts": {"GET": self._experts},
@@ -96,7 +99,7 @@ class Front:
         """Route by another table from now on; what is under way goes on. ``reasons`` say by version why an
         expert is in its state."""
         self._table, self._reasons = Table(router, self._policies), reasons or {}
-        names = {e.name for e in (*router.live, *self._table.on_trial)}
+        names = {e.name for e in (*router.served, *self._table.on_trial)}
         self._breakers = {name: self._breakers.get(name, Breaker()) for name in names}
         self.trials.keep(list(self._table.on_trial))
 
@@ -189,6 +192,17 @@ class Front:
                 await self._canary(exchange, ask, trial, decision)
             else:
                 await self._beside_trial(exchange, ask, trial, decision)
+
+    async def _embed(self, exchange: Exchange, request_id: str) -> None:
+        body, payload = await self._read(exchange, exchange.path)
+        expert = self._table.router.embedder
+        if expert is None:
+            raise no_embedder()
+        if payload["model"] not in (AUTO, expert.name):
+            raise unknown_model(payload["model"], [AUTO, expert.name])
+        only = Decision(request_id, "pinned", expert.name, "it is the one that embeds")
+        with exchange.unless_left():
+            await self._pass_on(exchange, Ask(exchange.path, expert, body), only)
 
     async def _cascade(
         self, exchange: Exchange, ask: Ask, payload: Mapping[str, Any], decision: Decision
@@ -330,30 +344,10 @@ class Front:
         await exchange.end()
 
     async def _models(self, exchange: Exchange, _: str) -> None:
-        def card(name: str, artifact: str | None) -> dict[str, Any]:
-            facts = {"id": name, "object": "model", "created": self._created, "owned_by": "largeforge"}
-            return facts | ({"artifact": artifact} if artifact else {})
-
-        artifacts = {expert.name: expert.artifact for expert in self._table.router.live}
-        cards = [card(name, artifacts.get(name)) for name in self._table.names]
-        await exchange.json({"object": "list", "data": cards})
+        await exchange.json({"object": "list", "data": model_cards(self._table, self._created)})
 
     async def _experts(self, exchange: Exchange, _: str) -> None:
-        def card(expert: Expert) -> dict[str, Any]:
-            engine = self._engines[expert.model_key]
-            return {
-                "name": expert.name,
-                "state": expert.state,
-                "artifact": expert.artifact,
-                "reason": self._reasons.get(expert.version, ""),
-                "replicas": engine.replicas,
-                "up": engine.serves(expert),
-                "running": engine.running,
-                "waiting_s": round(engine.wait_s, 3),
-                "speculation": engine.speculation,
-            }
-
-        await exchange.json({"data": [card(expert) for expert in self._table.router.experts]})
+        await exchange.json({"data": expert_cards(self._table, self._engines, self._reasons)})
 
     async def _file(self, exchange: Exchange, _: str) -> None:
         file = self._page[exchange.path]
@@ -362,7 +356,7 @@ class Front:
 
     async def _health(self, exchange: Exchange, _: str) -> None:
         """As long as any expert answers; one that is down stops no other."""
-        experts = self._up()
+        experts = standing(self._table, self._engines)
         if "up" not in experts.values():
             raise expert_unavailable(next(iter(experts)))
         status = "degraded" if "down" in experts.values() else "ok"
@@ -370,15 +364,11 @@ class Front:
 
     async def _ready(self, exchange: Exchange, _: str) -> None:
         """Once every expert answers."""
-        experts = self._up()
+        experts = standing(self._table, self._engines)
         down = [name for name, state in experts.items() if state == "down"]
         if down:
             raise expert_unavailable(down[0])
         await exchange.json({"status": "ok", "experts": experts})
-
-    def _up(self) -> dict[str, str]:
-        live = self._table.router.live
-        return {e.name: "up" if self._engines[e.model_key].serves(e) else "down" for e in live}
 
 
 async def _fail(exchange: Outlet, error: ApiError, headers: Mapping[str, str]) -> None:

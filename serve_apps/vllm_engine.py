@@ -21,7 +21,7 @@ from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.models.hardware import engine_args, engine_env
 from largeforge_ray.models.speculation import check_speculation
 from serve_apps.metered import SAID, Usage, metered_llm
-from serve_apps.openai_errors import ApiError, ReplyHead, bad_request, expert_unavailable
+from serve_apps.openai_errors import ApiError, ReplyHead, bad_request, expert_unavailable, unknown_path
 
 READ_IN_VLLM = "0.29.0"
 
@@ -49,6 +49,7 @@ class VllmEngine:
         ended: Callable[[Usage], None] = lambda usage: None,
         speculation: Speculation | None = None,
         draft_dir: Path | None = None,
+        embeds: bool = False,
     ) -> None:
         if speculation is not None:
             check_speculation(speculation, model_dir, draft_dir)
@@ -67,6 +68,7 @@ class VllmEngine:
             max_num_seqs=max_num_seqs,
             speculation=speculation,
             draft_dir=draft_dir,
+            embeds=embeds,
         )
         # The cap binds requests that name no max_tokens, too.
         args["override_generation_config"] = {"max_new_tokens": max_tokens}
@@ -75,9 +77,19 @@ class VllmEngine:
         self._names = tuple(names)
         paths = [BaseModelPath(name=name, model_path=str(model_dir)) for name in names]
         self._models: Any = OpenAIServingModels(self._engine, paths)
-        self._build_endpoints()
+        self._endpoints = self._embedding() if embeds else self._writing()
+        self._text_field = "input" if embeds else "messages"
 
-    def _build_endpoints(self) -> None:
+    def _embedding(self) -> dict[str, Any]:
+        from vllm.entrypoints.chat_utils import ChatTemplateConfig
+        from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
+        from vllm.entrypoints.pooling.embed.serving import ServingEmbedding
+
+        unused = ChatTemplateConfig(chat_template=None)
+        embed = ServingEmbedding(self._engine, self._models, request_logger=None, chat_template_config=unused)
+        return {"/v1/embeddings": (EmbeddingCompletionRequest, embed)}
+
+    def _writing(self) -> dict[str, Any]:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
         from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -92,7 +104,7 @@ class VllmEngine:
         common = {"online_renderer": renderer, "request_logger": None}
         chat = OpenAIServingChat(self._engine, self._models, "assistant", **common, **template)
         plain = OpenAIServingCompletion(self._engine, self._models, **common)
-        self._endpoints = {
+        return {
             "/v1/chat/completions": (ChatCompletionRequest, chat.create_chat_completion),
             "/v1/completions": (CompletionRequest, plain.create_completion),
         }
@@ -194,9 +206,12 @@ class VllmEngine:
     async def _create(self, path: str, payload: Mapping[str, Any]) -> Any:
         """The finished JSON reply as bytes, or vLLM's generator of server-sent events."""
         from pydantic import BaseModel, ValidationError
+        from starlette.responses import Response
         from vllm.entrypoints.serve import create_error_response
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
+        if path not in self._endpoints:
+            raise unknown_path(path, list(self._endpoints))
         schema, create = self._endpoints[path]
         try:
             result = await create(schema.model_validate(payload))
@@ -208,7 +223,7 @@ class VllmEngine:
             raise self._api_error(result.model_dump()["error"], str(payload["model"]))
         if isinstance(result, BaseModel):
             return result.model_dump_json().encode()
-        return result
+        return bytes(result.body) if isinstance(result, Response) else result
 
     async def _stream(self, events: AsyncIterator[str], model: str) -> AsyncIterator[ReplyHead | bytes]:
         started = False
@@ -237,7 +252,7 @@ class VllmEngine:
         return ApiError(
             400 if status in (422, 501) else status,
             message,
-            param="messages" if too_long else error.get("param"),
+            param=self._text_field if too_long else error.get("param"),
             code="context_length_exceeded" if too_long else "invalid_value",
         )
 

@@ -16,8 +16,17 @@ from largeforge_ray.config.stages import DatasetStage, PromoteStage, Stage
 from largeforge_ray.config.teaching import TeachStage
 from largeforge_ray.config.tracking import Tracking
 
+SHORTEST_CONTEXT = 16
+"""Tokens; what is asked and answered has to fit."""
+
 PRODUCES_ROWS = {"prompts": "dataset", "data": "dataset", "items": "dataset"}
-OTHERS = {"gate.outcomes": "outcomes", "outcomes": "outcomes", "policy.router": "router"}
+OTHERS = {
+    "gate.outcomes": "outcomes",
+    "outcomes": "outcomes",
+    "policy.router": "router",
+    "model": "model",
+    "embedder": "model",
+}
 """Which artifact kind a reference field must lead to; fields in neither lead to what was trained."""
 
 
@@ -40,7 +49,7 @@ class ModelConfig(Strict):
 
     source: str = Field(min_length=1)
     revision: str | None = None
-    max_model_len: int = Field(1024, ge=16)
+    max_model_len: int = Field(1024, ge=SHORTEST_CONTEXT)
     rope: Rope | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
@@ -172,8 +181,6 @@ def _check_kind(
         wanted = ("dataset",)
     if field in ("teacher.model", "algorithm.teacher") or field.startswith(("candidates.", "experts.")):
         wanted = ("adapter", "model")
-    if field == "model":
-        wanted = ("model",)
     if found not in wanted:
         needs = f"{field.split('.')[0]} needs a stage that produces {' or '.join(wanted)}"
         raise ReferenceProblem(path, f"'{ref}' produces {found}, but {needs}")

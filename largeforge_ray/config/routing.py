@@ -15,6 +15,11 @@ THRESHOLDS: dict[str, float] = {"keyword": 0.5, "neural": 0.6, "hybrid": 0.6, "l
 nothing else has to hold the others off."""
 
 
+EMBEDDER: Any = Field(
+    None, description="The model stage whose model answers /v1/embeddings; its name is the expert's."
+)
+
+
 class Routing(Strict):
     """How a router chooses: the expert with the most ``score - cost_weight * price - wait_weight * wait``."""
 
@@ -98,12 +103,17 @@ class RouterStage(StageBase):
     prices: dict[str, Price] = Field({}, description="By expert; who is not named is free.")
     cost_weight: float = Field(0.0, ge=0.0, description="Of an expert's price for a thousand tokens.")
     max_lora_rank: int = Field(16, ge=1, le=512)
+    embedder: Ref | None = EMBEDDER
     seed: int = 0
 
     def references(self) -> dict[str, str]:
-        sources = {"prompts": self.prompts, "outcomes": self.outcomes}
+        sources = {"prompts": self.prompts, "outcomes": self.outcomes, "embedder": self.embedder}
         named = {f"experts.{i}": name for i, name in enumerate(self.experts) if name != "base"}
         return {field: ref for field, ref in sources.items() if ref is not None} | named
+
+    def settings(self) -> dict[str, Any]:
+        kept = super().settings()
+        return {field: value for field, value in kept.items() if field != "embedder"}
 
     @model_validator(mode="after")
     def _one_source(self) -> RouterStage:

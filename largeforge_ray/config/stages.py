@@ -10,7 +10,7 @@ from largeforge_ray.config.base import OnCluster, Ref, Split, StageBase
 from largeforge_ray.config.evaluating import EvaluateStage
 from largeforge_ray.config.gate import Gate
 from largeforge_ray.config.merging import MergeStage
-from largeforge_ray.config.routing import RouterStage, Routing
+from largeforge_ray.config.routing import EMBEDDER, RouterStage, Routing
 from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.config.student import StudentStage
 from largeforge_ray.config.sweeping import SweepStage
@@ -57,10 +57,12 @@ class PromoteStage(OnCluster):
     policy: Routing = Routing()
     backend: Literal["vllm", "transformers"] = "vllm"
     speculation: Speculation | None = Field(None, description="Who drafts tokens for the model to verify.")
+    embedder: Ref | None = EMBEDDER
 
     def references(self) -> dict[str, str]:
-        taught = {"policy.router": self.policy.router} if self.policy.router is not None else {}
-        return {"candidate": self.candidate, "gate.outcomes": self.gate.outcomes} | taught
+        others = {"policy.router": self.policy.router, "embedder": self.embedder}
+        given = {field: ref for field, ref in others.items() if ref is not None}
+        return {"candidate": self.candidate, "gate.outcomes": self.gate.outcomes} | given
 
     def settings(self) -> dict[str, Any]:
         kept = self.model_dump(mode="json", include={"kind", "max_lora_rank"}) | {

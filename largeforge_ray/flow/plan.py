@@ -13,7 +13,7 @@ from typing import Any
 from largeforge_ray.config.algorithms import OnPolicy
 from largeforge_ray.config.base import PARTS, StageBase, default_part
 from largeforge_ray.config.evaluating import EvaluateStage
-from largeforge_ray.config.manifest import Manifest, ModelConfig
+from largeforge_ray.config.manifest import SHORTEST_CONTEXT, Manifest, ModelConfig
 from largeforge_ray.config.routing import RouterStage
 from largeforge_ray.config.stages import DatasetStage, ModelStage, PromoteStage
 from largeforge_ray.config.sweeping import SweepStage
@@ -110,7 +110,7 @@ def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
         _check_taught_here(stage, manifest, sources)
         _check_hidden_here(stage, planned, sources)
         if not planned[stage.name].cached:
-            _check_served_here(stage, sources["base"])
+            _check_served_here(stage, sources)
     if not any("base" in stage.inputs for stage in planned.values()):
         # Where endpoints teach, nothing loads a model.
         del planned["base"]
@@ -118,7 +118,10 @@ def make_plan(manifest: Manifest, store: Store, folder: Path) -> Plan:
 
 
 def _model_config(stage: ModelStage, manifest: Manifest) -> ModelConfig:
+    """An embedder takes texts as long as it can, any other model those of the manifest."""
     given = stage.model_dump(include={"source", "revision", "allow_pickle", "trust_remote_code"})
+    if any(getattr(other, "embedder", None) == stage.name for other in manifest.stages):
+        return ModelConfig(**given, max_model_len=SHORTEST_CONTEXT)
     return ModelConfig(**given, max_model_len=manifest.model.max_model_len)
 
 
@@ -155,13 +158,20 @@ def _check_hidden_here(
         stage.check_layers(layers)
 
 
-def _check_served_here(stage: StageBase, base: ModelSource) -> None:
+def _check_served_here(stage: StageBase, sources: dict[str, ModelSource]) -> None:
     """A model that its engine does not know is refused now if its folder is here, else when it is served."""
-    if not isinstance(stage, PromoteStage) or base.folder is None:
+    if not isinstance(stage, PromoteStage | RouterStage):
         return
-    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
-    if why := why_not_loadable(config, stage.backend):
-        raise ConfigError(f"stage '{stage.name}' cannot serve {base.name}: {why}")
+    asked = [("base", stage.backend)] if isinstance(stage, PromoteStage) else []
+    if stage.embedder in sources:
+        asked.append((stage.embedder, "vllm"))
+    for name, backend in asked:
+        source = sources[name]
+        if source.folder is None:
+            continue
+        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+        if why := why_not_loadable(config, backend):
+            raise ConfigError(f"stage '{stage.name}' cannot serve {source.name}: {why}")
 
 
 def _plan_stage(
@@ -188,6 +198,8 @@ def _plan_stage(
     if isinstance(stage, RouterStage):
         config["encoder_source"] = find_encoder(stage, folder).identity
         config["experts"] = list(stage.experts)
+    if isinstance(stage, PromoteStage | RouterStage) and stage.embedder is not None:
+        config["embedder"] = stage.embedder
     if isinstance(stage, TeachStage) and isinstance(stage.make, Revisions):
         # What it says counts, not what the file is called.
         path = folder / stage.make.constitution if stage.make.constitution else None

@@ -16,7 +16,7 @@ from largeforge_ray.flow.context import RunContext
 from largeforge_ray.flow.lessons import territory_prompts
 from largeforge_ray.flow.plan import PlannedStage
 from largeforge_ray.flow.probing import probe_adapter
-from largeforge_ray.flow.routers import FREE, copy_policy, expert_record
+from largeforge_ray.flow.routers import FREE, copy_policy, embedder_records, expert_record
 from largeforge_ray.promote.gate import decide_gate, gate_evidence
 from largeforge_ray.promote.preflight import check_adapter
 from largeforge_ray.routing import parse_router
@@ -70,7 +70,8 @@ def _table(context: RunContext, stage: PromoteStage) -> dict[str, Any]:
                 speculation=stage.speculation.model_dump(mode="json") if stage.speculation else None,
             )
             for name, of_it in prompts.items()
-        ],
+        ]
+        + embedder_records(context, stage.embedder),
     }
 
 

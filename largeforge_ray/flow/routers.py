@@ -20,6 +20,7 @@ from largeforge_ray.flow.lessons import (
     territory_prompts,
 )
 from largeforge_ray.flow.plan import PlannedStage
+from largeforge_ray.models.embedder import longest_text
 from largeforge_ray.routing import Policies, parse_router, territory_keywords
 from largeforge_ray.routing.policies import load_embed, save_background
 from largeforge_ray.routing.territory import first_distinct
@@ -38,6 +39,7 @@ def make_policy(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
         write_encoder(declared, source, scratch_root(context.store), folder)
     table = _table(context, declared, names, taught)
     _learn(context, declared, table, taught, folder)
+    table["experts"] += embedder_records(context, declared.embedder)
     (folder / "router.json").write_text(json.dumps(table, indent=2, sort_keys=True), encoding="utf-8")
     with context.phase("measure"):
         metrics = _measure(declared, names, held_out, folder)
@@ -113,6 +115,15 @@ def expert_record(
         "price": price,
         "territory": {"prompts": list(prompts), "keywords": territory_keywords(prompts)},
     }
+
+
+def embedder_records(context: RunContext, name: str | None) -> list[dict[str, Any]]:
+    """The expert of ``router.json`` that embeds with the model of the stage ``name``, if there is one."""
+    if name is None:
+        return []
+    engine = {"max_model_len": longest_text(context.folder(name))}
+    facts = {"name": name, "state": "live", "model_key": context.plan[name].key, "embeds": True}
+    return [facts | {"engine": engine}]
 
 
 def _table(

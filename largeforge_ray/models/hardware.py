@@ -143,13 +143,14 @@ def engine_args(
     max_num_seqs: int | None = None,
     speculation: Speculation | None = None,
     draft_dir: Path | None = None,
+    embeds: bool = False,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the model in ``model_dir``.
 
     ``max_model_len`` is in tokens. ``max_lora_rank`` None serves no adapters; ``max_num_seqs`` None means as
     many requests at once as ``engine_slots``. ``draft_dir`` holds the model that drafts, if ``speculation``
-    names one.
+    names one. A model that ``embeds`` writes nothing, and keeps the precision vLLM gives it.
     """
     hardware = hardware or detect()
     args: dict[str, Any] = {
@@ -170,6 +171,8 @@ def engine_args(
             "max_num_batched_tokens": max(2048, max_model_len),
             "block_size": BLOCK_TOKENS,
         }
+    if embeds:
+        return args | {"runner": "pooling", "dtype": "auto"}
     if max_lora_rank is not None:
         args |= {"enable_lora": True, "max_lora_rank": _lora_rank_bucket(max_lora_rank), "max_loras": 4}
     if speculation is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from largeforge_ray.config.manifest import ModelConfig
 from largeforge_ray.errors import ModelError
+from largeforge_ray.models.embedder import POOLING, pooling_files
 from largeforge_ray.models.gguf import convert_gguf, read_context
 from largeforge_ray.models.rope import check_context, native_context, scale_positions
 
@@ -132,6 +133,9 @@ def _copy(source: ModelSource, target: Path) -> None:
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         if file.suffix not in refused or (file.suffix == ".py" and source.config.trust_remote_code):
             shutil.copyfile(file, target / file.name)
+    for file in pooling_files(folder):
+        (target / file.parent.name).mkdir()
+        shutil.copyfile(file, target / file.relative_to(folder))
     if source.scheme == "url":
         shutil.rmtree(folder)
 
@@ -163,7 +167,7 @@ def _download_url(url: str, target: Path) -> None:
 
     try:
         fs, root = fsspec.core.url_to_fs(url)
-        names = fs.ls(root, detail=False)
+        names, pooling = fs.ls(root, detail=False), fs.glob(f"{root}/{POOLING}")
     except (OSError, ImportError, ValueError) as error:
         raise ModelError(
             f"model folder '{url}' cannot be listed: {error}; check the URL and its credentials"
@@ -172,6 +176,10 @@ def _download_url(url: str, target: Path) -> None:
     for name in names:
         if fs.isfile(name):
             fs.get_file(name, str(target / os.path.basename(name)))
+    for name in pooling:
+        own = target / Path(name).parent.name
+        own.mkdir()
+        fs.get_file(name, str(own / "config.json"))
 
 
 def _check_folder(folder: Path, config: ModelConfig) -> None:
@@ -209,7 +217,8 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _digest(folder: Path) -> str:
     """SHA-256 over every file's name and bytes: a changed weight is another model."""
     total = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+    for file in (*sorted(p for p in folder.iterdir() if p.is_file()), *pooling_files(folder)):
         with file.open("rb") as stream:
-            total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.relative_to(folder)}\0{digest}\n".encode())
     return total.hexdigest()

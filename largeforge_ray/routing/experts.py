@@ -62,7 +62,10 @@ class Territory:
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """Something a request can go to: a model, perhaps with an adapter on it."""
+    """Something a request can go to: a model, perhaps with an adapter on it.
+
+    One that ``embeds`` turns texts into vectors. It has an endpoint of its own, and no policy chooses it.
+    """
 
     name: str
     state: State
@@ -71,6 +74,7 @@ class Expert:
     adapter_key: str | None = None
     price: Price = field(default_factory=Price)
     territory: Territory = field(default_factory=Territory)
+    embeds: bool = False
 
     @property
     def version(self) -> str:
@@ -101,13 +105,23 @@ class PolicyConfig:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """A policy and the experts it chooses from. Only live experts are ever chosen."""
+    """A policy and the experts it chooses from, and one that embeds. Only live experts are ever chosen."""
 
     policy: PolicyConfig
     experts: tuple[Expert, ...]
 
     @property
     def live(self) -> tuple[Expert, ...]:
+        return tuple(expert for expert in self.experts if expert.state == "live" and not expert.embeds)
+
+    @property
+    def embedder(self) -> Expert | None:
+        """The live expert that embeds. Vectors of two models do not compare, so there is one at most."""
+        return next((expert for expert in self.experts if expert.state == "live" and expert.embeds), None)
+
+    @property
+    def served(self) -> tuple[Expert, ...]:
+        """All that are live, in the order of the table."""
         return tuple(expert for expert in self.experts if expert.state == "live")
 
     def expert(self, name: str) -> Expert | None:
@@ -141,11 +155,15 @@ class ModelGroup:
         """That of the first expert that has one: an engine drafts for all it serves, or for none."""
         return next((e.engine.speculation for e in self.experts if e.engine.speculation), None)
 
+    @property
+    def embeds(self) -> bool:
+        return self.experts[0].embeds
+
 
 def model_groups(router: Router) -> tuple[ModelGroup, ...]:
     """Live experts by base model, in the order the router lists them."""
     groups: dict[str, list[Expert]] = {}
-    for expert in router.live:
+    for expert in router.served:
         groups.setdefault(expert.model_key, []).append(expert)
     return tuple(ModelGroup(key, tuple(experts)) for key, experts in groups.items())
 
@@ -186,7 +204,11 @@ def _check(router: Router, where: str) -> None:
         raise ConfigError(
             f"{where}: policy.fallback '{policy.fallback}' is no live expert; choose one of: {live}"
         )
+    if len([expert for expert in router.served if expert.embeds]) > 1:
+        raise ConfigError(f"{where}: two experts embed, and vectors of two models do not compare; keep one")
     for group in model_groups(router):
+        if len({expert.embeds for expert in group.experts}) > 1:
+            raise ConfigError(f"{where}: one engine would both embed and write; give the embedder a model")
         if len({expert.engine.backend for expert in group.experts}) > 1:
             sharing = ", ".join(f"{expert.name} ({expert.engine.backend})" for expert in group.experts)
             raise ConfigError(f"{where}: one engine serves {sharing}, which share a model; name one backend")
@@ -198,6 +220,8 @@ def _check_expert(expert: Expert, where: str) -> None:
         raise ConfigError(
             f"{at}: a name is 1 to 64 of A-Z a-z 0-9 . _ - and not '{AUTO}'; rename the stage it came from"
         )
+    if expert.embeds and (expert.adapter_key or expert.engine != EngineOptions(expert.engine.max_model_len)):
+        raise ConfigError(f"{at}: embeds, which vLLM does without adapters and drafts; remove them")
     for label, key in (("model_key", expert.model_key), ("adapter_key", expert.adapter_key)):
         if key is not None and not _KEY.fullmatch(key):
             raise ConfigError(f"{at}: {label} '{key}' is not 16 to 64 hex digits; take it from the artifact")

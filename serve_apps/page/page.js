@@ -44,7 +44,8 @@ at("key-button").addEventListener("click", async () => {
 // --- the models ------------------------------------------------------------------------------------------
 
 async function loadModels() {
-  const { data } = await (await request("v1/models")).json();
+  const { data: cards } = await (await request("v1/models")).json();
+  const data = cards.filter((card) => !card.embeds); // which a chat cannot ask
   const routed = data.map((card) => card.id).filter((id) => id === "auto" || id.startsWith("largeforge/"));
   const experts = data.map((card) => card.id).filter((id) => !routed.includes(id));
   offer(at("policy"), [["", routed]]);
