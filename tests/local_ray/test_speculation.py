@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from largeforge_ray.config.speculation import Draft, Ngram, Speculation
+from largeforge_ray.config.speculation import Draft, Eagle, Mtp, Ngram, Speculation
 from largeforge_ray.models import detect, engine_args, engine_env
 from largeforge_ray.models.speculation import SpeculationNumbers, check_speculation
 from tests.unit._tiny import stage_of, text, tiny_model
@@ -179,3 +180,80 @@ def test_a_draft_that_is_never_right_is_switched_off(
     assert [answers[0] for answers, _ in found] == plain[0]
     assert first.drafted > 0
     assert sum(numbers.steps for _, numbers in found) < 0.2 * TOKENS * len(prompts)
+
+
+def test_a_head_that_reads_hidden_states_drafts_and_changes_no_answer(
+    model: Path, prompts: list[str], plain: tuple[list[list[int]], list[list[int]]], tmp_path: Path
+) -> None:
+    """An EAGLE head as such are published, whose weights are drawn: it is never right, and goes off."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    config = transformers.AutoConfig.from_pretrained(model)
+    config.num_hidden_layers = 1
+    torch.manual_seed(1)
+    drawn = transformers.LlamaForCausalLM(config)
+    layers = {n.removeprefix("model."): w for n, w in drawn.state_dict().items() if ".layers." in n}
+    del layers["layers.0.input_layernorm.weight"]
+    head = tmp_path / "head"
+    drawn.config.save_pretrained(head)
+    save_file(
+        layers | {"fc.weight": torch.randn(config.hidden_size, 2 * config.hidden_size)},
+        head / "model.safetensors",
+    )
+    speculation = Eagle(kind="eagle", model="head")
+    check_speculation(speculation, model, head)
+    with running(model, speculation, head) as engine:
+        first = engine.ask(prompts[:1])[1]
+        found = [engine.ask([prompt])[0][0] for prompt in prompts]
+    assert found == plain[0]
+    assert first.drafted > 0
+
+
+def test_the_layers_of_a_model_that_predict_further_tokens_draft_and_change_no_answer(
+    model: Path, prompts: list[str], tmp_path: Path
+) -> None:
+    """A mixture of experts with one such layer, all drawn."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "multi"
+    shutil.copytree(model, folder)
+    size, vocabulary = 64, transformers.AutoConfig.from_pretrained(model).vocab_size
+    config = transformers.Ernie4_5_MoeConfig(
+        vocab_size=vocabulary,
+        hidden_size=size,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        moe_num_experts=4,
+        moe_k=2,
+        moe_num_shared_experts=1,
+        moe_layer_start_index=1,
+        initializer_range=0.2,
+        pad_token_id=0,
+    )
+    torch.manual_seed(1)
+    transformers.Ernie4_5_MoeForCausalLM(config).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    block = {n.split("layers.0.")[1]: w for n, w in weights.items() if "layers.0." in n}
+    own = {f"model.mtp_block.0.{name}": weight.clone() for name, weight in block.items()}
+    own |= {f"model.mtp_{name}_norm.0.weight": torch.ones(size) for name in ("emb", "hidden")}
+    own["model.mtp_linear_proj.0.weight"] = torch.randn(size, 2 * size) * 0.2
+    save_file(weights | own, folder / "model.safetensors")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"num_nextn_predict_layers": 1}))
+
+    with running(folder, None) as engine:
+        wanted = [engine.ask([prompt])[0][0] for prompt in prompts]
+    check_speculation(Mtp(kind="mtp"), folder)
+    with running(folder, Mtp(kind="mtp")) as engine:
+        first = engine.ask(prompts[:1])[1]
+        found = [engine.ask([prompt])[0][0] for prompt in prompts]
+    assert found == wanted
+    assert first.drafted > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from serve_apps.openai_errors import ApiError, ReplyHead
 from serve_apps.router import Front
 from tests.unit._bert import tiny_bert
 from tests.unit._front import CHAT, HELLO, LIMITS, ScriptedEngine, told
-from tests.unit._tiny import tiny_model
 from tests.unit.test_router_stage import FROM_OUTCOMES, START, home, run  # noqa: F401
 from tests.unit.test_routing import ADAPTER, MODEL, expert, router
 
@@ -167,7 +167,24 @@ def test_the_general_expert_is_one_that_writes() -> None:
 STAGES = START + "  - {name: minilm, kind: model, source: bert}\n"
 
 
-def test_a_router_stage_names_who_embeds(home: Path, tmp_path: Path) -> None:  # noqa: F811
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, str]]:
+    """What vLLM would be asked about, which takes seconds: it knows all but one architecture."""
+    seen: list[tuple[Any, str]] = []
+
+    def why(config: Mapping[str, Any], backend: str) -> str | None:
+        seen.append((config["architectures"], backend))
+        return "it does not know Unheard" if config["architectures"] == ["Unheard"] else None
+
+    monkeypatch.setattr("largeforge_ray.flow.plan.why_not_loadable", why)
+    return seen
+
+
+def test_a_router_stage_names_who_embeds(
+    home: Path,  # noqa: F811
+    tmp_path: Path,
+    asked: list[tuple[Any, str]],
+) -> None:
     store = open_store(tmp_path)
     text = STAGES + FROM_OUTCOMES.replace("held_out", "embedder: minilm, held_out")
     made = run(text, home, store)
@@ -178,6 +195,7 @@ def test_a_router_stage_names_who_embeds(home: Path, tmp_path: Path) -> None:  #
     assert embedder.engine.max_model_len == longest_text(home / "bert")
     assert made["minilm"].key in made["routing"].parents
     assert made["routing"].key != make_plan(parse_manifest(START + FROM_OUTCOMES), store, home)["routing"].key
+    assert asked == [(["BertModel"], "vllm")]
 
 
 @pytest.mark.parametrize(
@@ -194,21 +212,19 @@ def test_who_cannot_embed_is_refused(stage: str, said: str) -> None:
         parse_manifest(STAGES + FROM_OUTCOMES.replace("held_out", f"{stage}, held_out"))
 
 
-def test_a_model_that_vllm_does_not_know_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    tiny_model(tmp_path)
-    bert = tiny_bert(tmp_path)
-    settings = json.loads((bert / "config.json").read_text())
-    (bert / "config.json").write_text(json.dumps(settings | {"architectures": ["Unheard"]}))
-    for name in ("chats", "items"):
-        asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        row = {"messages": asked} if name == "chats" else {"prompt": "a", "answer": "b"}
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    text = STAGES.replace(
-        "  - {name: labelled, kind: dataset, source: labelled.jsonl, split: {test: 0.0}}\n", ""
-    )
-    text += FROM_OUTCOMES.replace("held_out", "embedder: minilm, held_out")
-    with pytest.raises(ConfigError, match=r"stage 'routing' cannot serve bert: vllm .* Unheard"):
-        make_plan(parse_manifest(text), open_store(tmp_path / "store"), tmp_path)
+def test_a_model_that_vllm_does_not_know_is_refused_before_anything_starts(
+    home: Path,  # noqa: F811
+    tmp_path: Path,
+    asked: list[tuple[Any, str]],
+) -> None:
+    there = tmp_path / "home"
+    shutil.copytree(home, there)
+    settings = json.loads((there / "bert" / "config.json").read_text())
+    (there / "bert" / "config.json").write_text(json.dumps(settings | {"architectures": ["Unheard"]}))
+    text = STAGES + FROM_OUTCOMES.replace("held_out", "embedder: minilm, held_out")
+    with pytest.raises(ConfigError, match=r"stage 'routing' cannot serve bert: it does not know Unheard"):
+        make_plan(parse_manifest(text), open_store(tmp_path / "store"), there)
+    assert len(asked) == 1
 
 
 # Its files.
