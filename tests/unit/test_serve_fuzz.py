@@ -19,6 +19,7 @@ PATHS = (
     *(
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/embeddings",
         "/v1/route",
         "/v1/models",
         "/v1/experts",
@@ -62,13 +63,21 @@ FIELDS = st.sampled_from(
         "name",
         "price",
         "stream_options",
+        "input",
+        "encoding_format",
+        "dimensions",
     ]
 )
 NEARLY = {"model": "auto", "messages": [{"role": "user", "content": "hello"}], "prompt": "hello"}
+TO_EMBED = {"model": "auto", "input": ["hello"]}
 BODIES = (
     st.binary(max_size=300)
     | st.builds(lambda value: json.dumps(value).encode(), VALUES)
-    | st.builds(lambda more: json.dumps(NEARLY | more).encode(), st.dictionaries(FIELDS, VALUES, max_size=4))
+    | st.builds(
+        lambda known, more: json.dumps(known | more).encode(),
+        st.sampled_from([NEARLY, TO_EMBED]),
+        st.dictionaries(FIELDS, VALUES, max_size=4),
+    )
 )
 TYPES = st.sampled_from(["application/json", "application/json; charset=utf-8", "text/plain", "", "a/b/c;;="])
 HTTP = TestClient(
