@@ -316,12 +316,12 @@ def test_a_wrong_method_is_a_405_that_names_the_right_one(method: str, path: str
 
 
 @pytest.mark.parametrize(
-    "path", ["/index.html", "/v1", "/v1/embeddings", "/v1/models/base", "/v1/%F0%9F%98%80"]
+    "path", ["/index.html", "/v1", "/v1/audio/speech", "/v1/models/base", "/v1/%F0%9F%98%80"]
 )
 def test_an_unknown_path_is_a_404_that_lists_the_paths(path: str) -> None:
     http, _ = answering()
     message = told(http.get(path), 404, "unknown_path")["message"]
-    assert "use one of: /v1/chat/completions, /v1/completions, /v1/route, /v1/models, " in message
+    assert "use one of: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/route, " in message
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/route"])
