@@ -16,6 +16,7 @@ VERSION = f"base@{MODEL[:8]}"
 async def serve(model: Path, port: int, totals: Path) -> None:
     from serve_apps.door import Door, listen
     from serve_apps.metered import Usage
+    from serve_apps.placing import Placing
     from serve_apps.replica import ReplicaApp
     from serve_apps.vllm_engine import VllmEngine
 
@@ -27,7 +28,13 @@ async def serve(model: Path, port: int, totals: Path) -> None:
         totals.write_text(json.dumps(counted))
 
     engine = VllmEngine(
-        model, [VERSION], max_model_len=1024, max_lora_rank=None, max_num_seqs=8, max_tokens=64, ended=ended
+        model,
+        [VERSION],
+        max_model_len=1024,
+        max_lora_rank=None,
+        placing=Placing(max_num_seqs=8),
+        max_tokens=64,
+        ended=ended,
     )
     door = Door(ReplicaApp(engine, TOKEN, 64), listen("127.0.0.1", port))
     await door.closed()

@@ -10,6 +10,7 @@ from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.routing.experts import Backend
 from serve_apps.metered import Usage
 from serve_apps.openai_errors import ReplyHead
+from serve_apps.placing import Placing
 from serve_apps.probing import Scores
 
 
@@ -61,7 +62,7 @@ def start_engine(
     *,
     max_model_len: int,
     max_lora_rank: int | None,
-    max_num_seqs: int,
+    placing: Placing,
     max_tokens: int,
     ended: Callable[[Usage], None],
     speculation: Speculation | None = None,
@@ -70,8 +71,8 @@ def start_engine(
 ) -> Engine:
     """Start the engine of the model in ``model_dir``, whose own names are ``names``; this blocks.
 
-    Only vLLM sets room aside for adapters up to a rank and for so many sequences at once: transformers
-    takes any rank, and one request after the other.
+    Only vLLM sets room aside for adapters up to a rank and for so many sequences at once, and divides a model
+    among workers: transformers takes any rank, and one request after the other.
     """
     if backend == "transformers":
         from serve_apps.transformers_engine import TransformersEngine
@@ -86,7 +87,7 @@ def start_engine(
         names,
         max_model_len=max_model_len,
         max_lora_rank=max_lora_rank,
-        max_num_seqs=max_num_seqs,
+        placing=placing,
         max_tokens=max_tokens,
         ended=ended,
         speculation=speculation,

@@ -6,6 +6,7 @@ serve run serve_apps.forge:app store=./forge router=live
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -23,16 +24,19 @@ from starlette.responses import Response
 from largeforge_ray.config.speculation import Speculation
 from largeforge_ray.errors import ConfigError, ForgeError
 from largeforge_ray.keyfile import hash_of, read_keys, read_token
+from largeforge_ray.models.hardware import gpus_each
 from largeforge_ray.observe.logs import dress_handlers
 from largeforge_ray.promote.views import RouterReport, View
 from largeforge_ray.routing import Expert, Policies, Router
 from largeforge_ray.routing.experts import ModelGroup, model_groups, parse_router
+from largeforge_ray.store import Store
 from serve_apps.admin import Admin
 from serve_apps.door import Door, listen, watched_socket
 from serve_apps.fleet import Fleet
 from serve_apps.keys import ByAddress, KeyRing, require_keys
 from serve_apps.loop import LoopThread
 from serve_apps.meters import RayMeters
+from serve_apps.placing import Placing, placings
 from serve_apps.ports import Limits
 from serve_apps.registry import RegistryClient
 from serve_apps.replica import ExpertEngine
@@ -42,9 +46,17 @@ from serve_apps.scaling import by_running
 logger = logging.getLogger("ray.serve")
 
 
+def yaml_of(value: Any) -> Any:
+    """What a command line gives is text."""
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is not YAML: {str(error).splitlines()[0]}") from None
+
+
 def _from_text(value: Any) -> Any:
-    """What a command line gives is text: YAML of the fields, or a kind whose defaults will do."""
-    parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    """YAML of the fields, or a kind whose defaults will do."""
+    parsed = yaml_of(value)
     return {"kind": parsed} if isinstance(parsed, str) else parsed
 
 
@@ -81,6 +93,9 @@ class ForgeArgs(BaseModel):
     cascade_confidence: float = Field(
         0.5, ge=0, le=1, description="A less sure answer of a cascade is asked for again, of a dearer expert."
     )
+    engines: Annotated[dict[str, Placing], BeforeValidator(yaml_of)] = Field(
+        {}, description="By expert, what its engine asks of the cluster; or YAML of that."
+    )
     max_num_seqs: int = Field(16, ge=1, description="Requests an engine works on at once.")
     max_tokens: int = Field(1024, ge=1, description="The longest answer a request may ask for.")
     max_body_bytes: int = Field(1_000_000, ge=1)
@@ -94,16 +109,19 @@ class ForgeArgs(BaseModel):
 class RouterDeployment:
     """The ingress: ``Front`` on a loop of its own, behind its own port and behind Serve's proxy."""
 
-    def __init__(self, router: Router, key: str, handles: dict[str, Any], args: ForgeArgs) -> None:
-        """``key`` is the router artifact's, whose files the policies read."""
+    def __init__(
+        self, router: Router, key: str, handles: dict[str, Any], engines: dict[str, Placing], args: ForgeArgs
+    ) -> None:
+        """``key`` is the router artifact's, whose files the policies read; ``handles`` and ``engines`` are by
+        model."""
         dress_handlers("ray.serve")
         context = serve.get_replica_context()
         self._name, self._args = context.replica_id.unique_id, args
         self._registry = RegistryClient(context.app_name, args.store, key)
         self._loop = LoopThread("router")
-        self._loop.run(self._start(router, handles))
+        self._loop.run(self._start(router, handles, engines))
 
-    async def _start(self, router: Router, handles: dict[str, Any]) -> None:
+    async def _start(self, router: Router, handles: dict[str, Any], engines: dict[str, Placing]) -> None:
         import aiohttp
 
         args, self._policy = self._args, router.policy
@@ -114,7 +132,9 @@ class RouterDeployment:
         )
         self._fleets = {
             key: Fleet(
-                client, slots=args.max_num_seqs, wake=None if args.min_replicas else handle.ready.remote
+                client,
+                slots=engines[key].max_num_seqs,
+                wake=None if engines[key].min_replicas else handle.ready.remote,
             )
             for key, handle in handles.items()
         }
@@ -225,13 +245,29 @@ def build_app(args: ForgeArgs) -> serve.Application:
     args = args.model_copy(update={"store": store.url})
     if args.speculation is not None:
         router = _speculating(router, args.speculation.model_dump(mode="json"))
-    handles = {g.model_key: _engine(artifact.key, g, args) for g in model_groups(router)}
+    engines = _placings(router, store, args)
+    handles = {
+        g.model_key: _engine(artifact.key, g, engines[g.model_key], args) for g in model_groups(router)
+    }
     deployment = RouterDeployment.options(
         num_replicas=args.routers,
         graceful_shutdown_timeout_s=args.request_timeout_s,
         ray_actor_options={"num_cpus": args.router_cpus},
     )
-    return deployment.bind(router, artifact.key, handles, args)
+    return deployment.bind(router, artifact.key, handles, engines, args)
+
+
+def _placings(router: Router, store: Store, args: ForgeArgs) -> dict[str, Placing]:
+    """By model. Raises ``ConfigError`` for an engine that could not be so."""
+    usual = Placing(
+        min_replicas=args.min_replicas, max_replicas=args.max_replicas, max_num_seqs=args.max_num_seqs
+    )
+    made = placings(model_groups(router), args.engines, usual)
+    for group in model_groups(router):
+        if (placing := made[group.model_key]).workers > 1:
+            config = json.loads(store.read_bytes(f"{store.get(group.model_key).data}/config.json"))
+            placing.check(config, gpus_each(), f"the engine of {group.experts[0].name}")
+    return made
 
 
 def _speculating(router: Router, speculation: dict[str, Any]) -> Router:
@@ -255,11 +291,12 @@ def parse_args(*settings: str, **named: Any) -> ForgeArgs:
 
 def _fault(error: Mapping[str, Any]) -> str:
     name = str(error["loc"][0])
-    if error["type"] == "extra_forbidden":
-        [*near] = get_close_matches(name, ForgeArgs.model_fields, n=1)
-        meant = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(ForgeArgs.model_fields)}"
-        return f"argument '{name}' does not exist; {meant}"
     place = ".".join(str(part) for part in error["loc"])
+    fields = Placing.model_fields if name == "engines" else ForgeArgs.model_fields
+    if error["type"] == "extra_forbidden" and (place == name or name == "engines"):
+        [*near] = get_close_matches(str(error["loc"][-1]), fields, n=1)
+        meant = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(fields)}"
+        return f"argument '{place}' does not exist; {meant}"
     return f"{place} {str(error['input'])[:60]!r}: {error['msg']}; see docs/serving.md for its values"
 
 
@@ -276,17 +313,15 @@ def app(args: dict[str, Any]) -> serve.Application:
         raise ClickException(str(error)) from None
 
 
-def _engine(router: str, group: ModelGroup, args: ForgeArgs) -> serve.Application:
-    from largeforge_ray.models.hardware import gpus_each
-
+def _engine(router: str, group: ModelGroup, placing: Placing, args: ForgeArgs) -> serve.Application:
     deployment = serve.deployment(
         ExpertEngine,
         name=f"engine-{group.model_key[:8]}",
         autoscaling_config={
-            "min_replicas": args.min_replicas,
-            "max_replicas": max(args.min_replicas, args.max_replicas),
-            "initial_replicas": max(args.min_replicas, 1),
-            "target_ongoing_requests": args.max_num_seqs,
+            "min_replicas": placing.min_replicas,
+            "max_replicas": max(placing.min_replicas, placing.max_replicas),
+            "initial_replicas": max(placing.min_replicas, 1),
+            "target_ongoing_requests": placing.max_num_seqs,
             "upscale_delay_s": args.upscale_delay_s,
             "downscale_delay_s": args.downscale_delay_s,
             "metrics_interval_s": 1.0,
@@ -297,13 +332,13 @@ def _engine(router: str, group: ModelGroup, args: ForgeArgs) -> serve.Applicatio
         health_check_timeout_s=10,
         # Answers under way end first, however long they may take.
         graceful_shutdown_timeout_s=args.request_timeout_s + 10,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus_each()},
+        **placing.deployment(gpus_each()),
     )
     return deployment.bind(
         args.store,
         group,
+        placing,
         router=router,
         host=args.engine_host,
-        max_num_seqs=args.max_num_seqs,
         max_tokens=min(args.max_tokens, group.max_model_len),
     )

@@ -30,6 +30,7 @@ from serve_apps.fleet import NOT_TAKEN_HEADER, TOKEN_HEADER, VERSION_HEADER
 from serve_apps.loop import LoopThread
 from serve_apps.metered import Usage
 from serve_apps.openai_errors import ApiError, ReplyHead, expert_unavailable, queue_full, unknown_path
+from serve_apps.placing import Placing
 from serve_apps.registry import RegistryClient
 from serve_apps.replica_meters import ReplicaMeters
 from serve_apps.resuming import RESUMED_HEADER, read_resumption
@@ -114,10 +115,10 @@ class ExpertEngine:
         self,
         store: str,
         group: ModelGroup,
+        placing: Placing,
         *,
         router: str,
         host: str,
-        max_num_seqs: int,
         max_tokens: int,
     ) -> None:
         from ray import serve
@@ -133,9 +134,9 @@ class ExpertEngine:
         self._meters = ReplicaMeters(group)
         self._prices = {expert.name: expert.price for expert in group.experts}
         self._speculation: SpeculationNumbers | None = None
-        self._loop.run(self._start(store, host, max_num_seqs, max_tokens))
+        self._loop.run(self._start(store, host, placing, max_tokens))
 
-    async def _start(self, store: str, host: str, max_num_seqs: int, max_tokens: int) -> None:
+    async def _start(self, store: str, host: str, placing: Placing, max_tokens: int) -> None:
         from largeforge_ray.store import open_store
         from serve_apps.engine import start_engine
 
@@ -147,13 +148,13 @@ class ExpertEngine:
             [e.version for e in group.experts if not e.adapter_key] or [group.model_key[:16]],
             max_model_len=group.max_model_len,
             max_lora_rank=group.max_lora_rank,
-            max_num_seqs=max_num_seqs,
+            placing=placing,
             max_tokens=max_tokens,
             ended=self._ended,
             embeds=group.embeds,
             **self._drafting(),
         )
-        self._app = ReplicaApp(self._engine, self._token, math.ceil(ADMITTED * max_num_seqs))
+        self._app = ReplicaApp(self._engine, self._token, math.ceil(ADMITTED * placing.max_num_seqs))
         self._address = f"{_reachable(host)}:{socket.getsockname()[1]}"
         self._door = Door(self._app, socket)
         self._syncing = asyncio.create_task(self._keep_in_step())

@@ -22,6 +22,7 @@ from largeforge_ray.models.hardware import engine_args, engine_env
 from largeforge_ray.models.speculation import check_speculation
 from serve_apps.metered import SAID, Usage, metered_llm
 from serve_apps.openai_errors import ApiError, ReplyHead, bad_request, expert_unavailable, unknown_path
+from serve_apps.placing import Placing
 
 READ_IN_VLLM = "0.29.0"
 
@@ -44,7 +45,7 @@ class VllmEngine:
         *,
         max_model_len: int,
         max_lora_rank: int | None,
-        max_num_seqs: int,
+        placing: Placing,
         max_tokens: int,
         ended: Callable[[Usage], None] = lambda usage: None,
         speculation: Speculation | None = None,
@@ -55,7 +56,7 @@ class VllmEngine:
             check_speculation(speculation, model_dir, draft_dir)
         # vLLM would set up logging anew, which closes the log of the Serve replica; a controller that
         # restarts asks for that log's file and takes a replica without one for broken.
-        os.environ.update(engine_env() | {"VLLM_CONFIGURE_LOGGING": "0"})
+        os.environ.update(engine_env(workers=placing.workers) | {"VLLM_CONFIGURE_LOGGING": "0"})
         logging.getLogger("vllm").setLevel(logging.ERROR)
         from vllm import AsyncEngineArgs
         from vllm.entrypoints.openai.models.protocol import BaseModelPath
@@ -65,11 +66,12 @@ class VllmEngine:
             model_dir,
             max_model_len=max_model_len,
             max_lora_rank=max_lora_rank,
-            max_num_seqs=max_num_seqs,
+            max_num_seqs=placing.max_num_seqs,
             speculation=speculation,
             draft_dir=draft_dir,
             embeds=embeds,
         )
+        args |= placing.engine_args()
         # The cap binds requests that name no max_tokens, too.
         args["override_generation_config"] = {"max_new_tokens": max_tokens}
         self._engine: Any = metered_llm().from_engine_args(AsyncEngineArgs(disable_log_stats=True, **args))

@@ -87,11 +87,14 @@ def _of_a_node(resources: dict[str, float]) -> dict[str, float]:
     return resources
 
 
+NamedResources = Annotated[dict[str, float], AfterValidator(_of_a_node)]
+
+
 class OnCluster(StageBase):
     """What a stage whose processes take room in the cluster says of it; nothing that it makes depends on
     this."""
 
-    resources: Annotated[dict[str, float], AfterValidator(_of_a_node)] = Field(
+    resources: NamedResources = Field(
         {}, description="Named resources of nodes that each process asks for beside its CPU or GPU."
     )
     priority: int = Field(

@@ -93,8 +93,11 @@ def library_env(hardware: Hardware | None = None) -> dict[str, str]:
     return {"DS_ACCELERATOR": "cpu"} if (hardware or detect()).device == "cpu" else {}
 
 
-def engine_env(hardware: Hardware | None = None) -> dict[str, str]:
-    """Environment of a process that will import vLLM; set it before the import."""
+def engine_env(hardware: Hardware | None = None, workers: int = 1) -> dict[str, str]:
+    """Environment of a process that will import vLLM; set it before the import.
+
+    Raises ``ConfigError`` if there are fewer CPUs than ``workers`` that would compute on them.
+    """
     hardware = hardware or detect()
     env = {
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -105,11 +108,18 @@ def engine_env(hardware: Hardware | None = None) -> dict[str, str]:
         "TQDM_DISABLE": "1",
     }
     if hardware.device == "cpu":
+        cpus = sorted(os.sched_getaffinity(0))
+        if workers > len(cpus):
+            raise ConfigError(
+                f"an engine of {workers} workers wants a CPU for each, and here are {len(cpus)}"
+            )
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": "1",
-            "OMP_NUM_THREADS": str(hardware.cpus),
+            "OMP_NUM_THREADS": str(hardware.cpus // workers),
             # By itself the engine keeps one CPU free and uses no hyper-threads: one thread of two CPUs.
-            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+            "VLLM_CPU_OMP_THREADS_BIND": "|".join(
+                ",".join(map(str, cpus[worker::workers])) for worker in range(workers)
+            ),
             # The few compiled functions cost a C++ compiler's half minute and save nothing in eager mode.
             "TORCH_COMPILE_DISABLE": "1",
             # Numba looks n-grams up. It counts one CPU, as vLLM pins its worker to one of those above, and

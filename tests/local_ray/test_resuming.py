@@ -24,6 +24,7 @@ PLAIN = {"prompt": f"{TEXT}\n{TEXT}\n{TEXT}\n"}
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """``ask(path, payload, said)`` -> the events of the stream."""
+    from serve_apps.placing import Placing
     from serve_apps.vllm_engine import VllmEngine
 
     folder = tmp_path_factory.mktemp("model")
@@ -32,7 +33,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
         async def start() -> VllmEngine:
             return VllmEngine(
-                Path(folder), ["base"], max_model_len=512, max_lora_rank=None, max_num_seqs=4, max_tokens=64
+                Path(folder),
+                ["base"],
+                max_model_len=512,
+                max_lora_rank=None,
+                placing=Placing(max_num_seqs=4),
+                max_tokens=64,
             )
 
         made = runner.run(start())

@@ -211,3 +211,37 @@ def test_it_is_an_expert_beside_the_others(embedding: Server) -> None:
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(embedding.request, "POST", "/v1/embeddings", plain) for _ in range(40)]
     assert {one.result()[0] for one in asked} <= {200, 429}
+
+
+def test_an_engine_whose_layers_two_workers_have_answers_for_model_and_adapter(forge: Forge) -> None:
+    asked = "engines={orders: {pipeline_parallel_size: 2, max_num_seqs: 4}}"
+    server = start_server(forge.store, forge.folder, "--set", asked)
+    try:
+        workers = [
+            child
+            for child in psutil.Process(server.process.pid).children(recursive=True)
+            if child.name().startswith("VLLM::Worker")
+        ]
+        assert len(workers) == 2
+        routed = ask(server, "auto", ORDER)
+        assert routed.headers["x-largeforge-expert"] == "orders"
+        assert json.loads(routed.parse().choices[0].message.content)["name"] == "Ingrid"
+        assert "Paris" in str(ask(server, "base", "What is the capital of France?").parse())
+        with load(server.url, at_once=4) as made:
+            time.sleep(5)
+        assert made.outcomes
+        assert all(one.good for one in made.outcomes)
+    finally:
+        stop_server(server)
+    gone = psutil.wait_procs(workers, timeout=20)[0]
+    assert len(gone) == 2
+
+
+def test_a_model_that_cannot_be_divided_so_is_refused_before_anything_starts(forge: Forge) -> None:
+    asked = "engines={base: {tensor_parallel_size: 2}}"
+    done = forge.command("serve", "--store", str(forge.store), "--set", asked)
+    assert done.code == 1
+    assert (
+        "the engine of base: tensor_parallel_size 2 breaks the rule that it divides its attention" in done.err
+    )
+    assert "Traceback" not in done.err

@@ -1,4 +1,5 @@
-"""Real engines that speculate, with a model of two layers: same answers, and off where it does not pay."""
+"""Real engines with a model of two layers: those that speculate, and those that divide it among workers, give
+the same answers."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ import pytest
 from largeforge_ray.config.speculation import Draft, Eagle, Mtp, Ngram, Speculation
 from largeforge_ray.models import detect, engine_args, engine_env
 from largeforge_ray.models.speculation import SpeculationNumbers, check_speculation
+from serve_apps.placing import Placing
 from tests.unit._tiny import stage_of, text, tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -61,15 +63,21 @@ class Running:
 
 @contextmanager
 def running(
-    model: Path, speculation: Speculation | None, draft: Path | None = None, **more: Any
+    model: Path,
+    speculation: Speculation | None,
+    draft: Path | None = None,
+    placing: Placing | None = None,
+    **more: Any,
 ) -> Iterator[Running]:
-    os.environ.update(engine_env())
+    placing = placing or Placing()
+    os.environ.update(engine_env(workers=placing.workers))
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     args = engine_args(
         model, max_model_len=256, max_num_seqs=8, speculation=speculation, draft_dir=draft, **more
     )
+    args |= placing.engine_args()
 
     async def start() -> Any:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**args, disable_log_stats=True))
@@ -257,3 +265,21 @@ def test_the_layers_of_a_model_that_predict_further_tokens_draft_and_change_no_a
         found = [engine.ask([prompt])[0][0] for prompt in prompts]
     assert found == wanted
     assert first.drafted > 0
+
+
+@pytest.mark.parametrize("field", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_workers_that_share_a_model_answer_as_one_does(
+    field: str,
+    model: Path,
+    adapter: Path,
+    prompts: list[str],
+    plain: tuple[list[list[int]], list[list[int]]],
+) -> None:
+    with running(model, None, placing=Placing.model_validate({field: 2}), max_lora_rank=8) as engine:
+        here = psutil.Process().children(recursive=True)
+        workers = [child for child in here if child.name().startswith("VLLM::Worker")]
+        found = [[engine.ask([p], folder)[0][0] for p in prompts] for folder in (None, adapter)]
+        busy = [worker.cpu_times().user for worker in workers]
+    assert len(workers) == 2
+    assert min(busy) > max(busy) / 4
+    assert found == list(plain)
