@@ -264,7 +264,8 @@ def _placings(router: Router, store: Store, args: ForgeArgs) -> dict[str, Placin
     )
     made = placings(model_groups(router), args.engines, usual)
     for group in model_groups(router):
-        if (placing := made[group.model_key]).workers > 1:
+        placing = made[group.model_key]
+        if placing.workers > 1 or placing.across_nodes:
             config = json.loads(store.read_bytes(f"{store.get(group.model_key).data}/config.json"))
             placing.check(config, gpus_each(), f"the engine of {group.experts[0].name}")
     return made
