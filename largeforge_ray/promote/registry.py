@@ -122,12 +122,16 @@ class Registry:
 
     def propose(self, expert: Expert, actor: str) -> Entry:
         """Start the promotion of an expert that passed preflight. Raises ``ConfigError`` if it is there
-        already."""
+        already, or would take the place of a whole model."""
         known = self._entries.get(expert.version)
         if known is not None and known.expert.state != "failed":
             raise ConfigError(
                 f"expert '{expert.version}' is {known.expert.state} already; "
                 "remove it first, or give other weights"
+            )
+        if any(e.expert.name == expert.name and not e.expert.adapter_key for e in self.entries):
+            raise ConfigError(
+                f"expert '{expert.name}' is a whole model, whose place no adapter takes; give another name"
             )
         other = next((e for e in self._on_trial() if e.expert.name == expert.name), None)
         if other is not None:

@@ -243,8 +243,12 @@ def test_a_replica_that_falls_silent_is_forgotten_and_others_are_told(tmp_path: 
 
 @pytest.mark.parametrize(
     ("twice", "why"),
-    [(NEW, "is loading already"), (NEWER, "is still in loading")],
-    ids=["same", "other weights"],
+    [
+        (NEW, "is loading already"),
+        (NEWER, "is still in loading"),
+        (replace(NEW, name="base"), "'base' is a whole model, whose place no adapter takes"),
+    ],
+    ids=["same", "other weights", "a model"],
 )
 def test_a_name_has_one_trial_at_a_time(tmp_path: Path, twice: Expert, why: str) -> None:
     one = registry(tmp_path, Clock())
