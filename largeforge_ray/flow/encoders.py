@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from largeforge_ray.config.manifest import ModelConfig
@@ -31,10 +32,17 @@ def find_encoder(declared: RouterStage, folder: Path) -> ModelSource:
     return source
 
 
-def write_encoder(declared: RouterStage, source: ModelSource, scratch: Path, target: Path) -> None:
+def write_encoder(
+    declared: RouterStage,
+    source: ModelSource,
+    scratch: Path,
+    target: Path,
+    told: Callable[[int, int], None],
+) -> None:
     """Put the encoder, or the table distilled from it, into ``target``.
 
-    Distilling takes minutes; the table is kept below ``scratch`` for the next router of the same encoder.
+    Distilling takes minutes, and ``told`` hears how many tokens of how many are done; the table is kept below
+    ``scratch`` for the next router of the same encoder.
     """
     from largeforge_ray.routing import embedding, encoder
 
@@ -51,7 +59,7 @@ def write_encoder(declared: RouterStage, source: ModelSource, scratch: Path, tar
         with tempfile.TemporaryDirectory(dir=kept.parent) as beside:
             made = Path(beside) / "made"
             made.mkdir()
-            embedding.distil(encoder.Encoder(source.folder), DIMENSIONS, made)
+            embedding.distil(encoder.Encoder(source.folder), DIMENSIONS, made, told)
             os.replace(made, kept)
     for name in embedding.FILES:
         shutil.copyfile(kept / name, target / name)

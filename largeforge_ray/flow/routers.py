@@ -34,9 +34,13 @@ def make_policy(context: RunContext, stage: PlannedStage, folder: Path) -> dict[
     declared = context.manifest.stage(stage.name)
     assert isinstance(declared, RouterStage)
     names, taught, held_out = read_lessons(context, declared)
+
+    def told(done: int, total: int) -> None:
+        context.emit(stage.name, "progress", {"done": done, "total": total})
+
     with context.phase("encoder"):
         source = find_encoder(declared, context.plan.folder)
-        write_encoder(declared, source, scratch_root(context.store), folder)
+        write_encoder(declared, source, scratch_root(context.store), folder, told)
     table = _table(context, declared, names, taught)
     _learn(context, declared, table, taught, folder)
     table["experts"] += embedder_records(context, declared.embedder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,26 @@ class Embedding:
         return np.stack([self.embed(text) for text in texts]) if texts else np.zeros((0, width), np.float32)
 
 
-def distil(encoder: Encoder, dimensions: int, folder: Path) -> None:
-    """Write ``FILES``: every token of the encoder's vocabulary in ``dimensions`` numbers at most."""
+def distil(
+    encoder: Encoder,
+    dimensions: int,
+    folder: Path,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write ``FILES``: every token of the encoder's vocabulary in ``dimensions`` numbers at most.
+
+    It takes minutes; ``told`` hears how many tokens of how many are done.
+    """
     from safetensors.numpy import save_file
 
     tokenizer = encoder.tokenizer
     first, last = tokenizer.encode("").ids
     tokens_V = np.arange(tokenizer.get_vocab_size())
     ids_V3 = np.stack([np.full_like(tokens_V, first), tokens_V, np.full_like(tokens_V, last)], axis=1)
-    seen = [encoder.embed_ids(ids_V3[start : start + 256]) for start in range(0, len(ids_V3), 256)]
+    seen = []
+    for start in range(0, len(ids_V3), 256):
+        seen.append(encoder.embed_ids(ids_V3[start : start + 256]))
+        told(min(start + 256, len(ids_V3)), len(ids_V3))
     table_VD = _main_components(np.concatenate(seen), dimensions) * _sif_weights(len(tokens_V))[:, None]
     save_file({"table": table_VD.astype(np.float16)}, folder / FILES[0])
     tokenizer.save(str(folder / FILES[1]))
