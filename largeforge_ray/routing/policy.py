@@ -103,7 +103,7 @@ class Policy:
 
     def _reason(self, why: str, best: str, score: float, chosen: str, open_to: list[str]) -> str:
         if score == 0.0:
-            return f"no {self.scorer.name} of any expert found"
+            return f"by {self.scorer.name} no expert scores above 0"
         if chosen == best:
             return why
         if score < self.config.threshold:
