@@ -76,8 +76,13 @@ class Placing(Strict):
                 raise ConfigError(
                     f"{where}: {name} {size} breaks the rule that it {rule}, which are {number}"
                 )
-        if self.across_nodes and not gpus_each:
-            raise ConfigError(f"{where}: across_nodes wants GPUs, and the cluster has none; leave it out")
+        for name, wanted in (
+            ("across_nodes", self.across_nodes),
+            ("pipeline_parallel_size", self.pipeline_parallel_size > 1),
+        ):
+            # vLLM 0.29 starts CPU workers on its own node alone, and a second stage fails at its first step.
+            if wanted and not gpus_each:
+                raise ConfigError(f"{where}: {name} wants GPUs, and the cluster has none; leave it out")
 
 
 def placings(

@@ -111,6 +111,7 @@ def test_an_engine_of_one_worker_is_as_ever() -> None:
 @pytest.mark.parametrize(
     ("placing", "said"),
     [
+        (Placing(pipeline_parallel_size=2), "pipeline_parallel_size wants GPUs, and the cluster has none"),
         (
             Placing(tensor_parallel_size=2),
             "tensor_parallel_size 2 breaks the rule .* attention heads, which are 9",
@@ -119,7 +120,7 @@ def test_an_engine_of_one_worker_is_as_ever() -> None:
             Placing(pipeline_parallel_size=31),
             "pipeline_parallel_size 31 .* is at most its layers, which are 30",
         ),
-        (Placing(pipeline_parallel_size=2, across_nodes=True), "across_nodes wants GPUs"),
+        (Placing(tensor_parallel_size=3, across_nodes=True), "across_nodes wants GPUs"),
     ],
 )
 def test_a_model_that_cannot_be_divided_so_is_refused(placing: Placing, said: str) -> None:
@@ -131,7 +132,8 @@ def test_a_model_that_cannot_be_divided_so_is_refused(placing: Placing, said: st
 
 def test_a_model_that_can_be_is_not() -> None:
     config = {"num_attention_heads": 9, "num_hidden_layers": 30}
-    Placing(tensor_parallel_size=3, pipeline_parallel_size=30).check(config, 0, "")
+    Placing(tensor_parallel_size=3, pipeline_parallel_size=30).check(config, 1, "")
+    Placing(tensor_parallel_size=3).check(config, 0, "")
     Placing(tensor_parallel_size=3, across_nodes=True).check(config, 1, "")
     Placing(tensor_parallel_size=2).check({}, 0, "")  # vLLM will know
 
