@@ -37,6 +37,7 @@ def test_every_point_is_a_trial_and_the_best_is_the_stage_s_adapter(swept: tuple
     assert artifact.metrics["held_out"]["after"]["loss"] < artifact.metrics["held_out"]["before"]["loss"]
 
 
+@pytest.mark.slow
 def test_a_trial_has_the_key_and_the_bits_of_the_same_training_alone(
     swept: tuple[Artifact, Path], home: Path, tmp_path: Path
 ) -> None:
