@@ -165,7 +165,13 @@ def doctor(store: str, quick: bool) -> None:
 @click.option("--admin-token", help="File of the token that opens /admin, for: largeforge experts.")
 @click.option("--min-replicas", default=1, show_default=True, help="Engines an idle expert keeps.")
 @click.option("--max-replicas", default=1, show_default=True, help="Engines an expert may grow to.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other argument.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other argument, such as routers=2 or 'engines={base: {max_replicas: 2}}'; docs/serving.md has all.",
+)
 def serve(store: str, router: str, port: int, settings: tuple[str, ...], **options: str | int | None) -> None:
     """Serve a promoted router on http://HOST:PORT/v1 until Ctrl-C."""
     from train_jobs.serving import server_command
