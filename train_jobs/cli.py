@@ -170,7 +170,7 @@ def doctor(store: str, quick: bool) -> None:
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Any other argument, such as routers=2 or 'engines={base: {max_replicas: 2}}'; docs/serving.md has all.",
+    help="Any other argument, as 'engines={base: {max_replicas: 2}}'; docs/serving.md has all.",
 )
 def serve(store: str, router: str, port: int, settings: tuple[str, ...], **options: str | int | None) -> None:
     """Serve a promoted router on http://HOST:PORT/v1 until Ctrl-C."""
