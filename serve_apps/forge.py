@@ -267,7 +267,7 @@ def _placings(router: Router, store: Store, args: ForgeArgs) -> dict[str, Placin
         placing = made[group.model_key]
         if placing.workers > 1 or placing.across_nodes:
             config = json.loads(store.read_bytes(f"{store.get(group.model_key).data}/config.json"))
-            placing.check(config, gpus_each(), f"the engine of {group.experts[0].name}")
+            placing.check(config, group.backend, gpus_each(), f"the engine of {group.experts[0].name}")
     return made
 
 

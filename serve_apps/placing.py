@@ -10,7 +10,7 @@ from pydantic import Field
 
 from largeforge_ray.config.base import NamedResources, Strict
 from largeforge_ray.errors import ConfigError
-from largeforge_ray.routing.experts import ModelGroup
+from largeforge_ray.routing.experts import Backend, ModelGroup
 
 HEADS = ("num_attention_heads", "n_head")
 LAYERS = ("num_hidden_layers", "n_layer")
@@ -63,26 +63,26 @@ class Placing(Strict):
             "placement_group_strategy": "PACK",
         }
 
-    def check(self, config: Mapping[str, Any], gpus_each: int, where: str) -> None:
-        """Raises ``ConfigError`` if vLLM could not divide the model of a ``config.json`` so."""
+    def check(self, config: Mapping[str, Any], backend: Backend, gpus_each: int, where: str) -> None:
+        """Raises ``ConfigError`` if the engine could not divide the model of a ``config.json`` so."""
+        if backend != "vllm" and (self.workers > 1 or self.across_nodes):
+            raise ConfigError(f"{where}: backend {backend} is one process; leave out what divides it")
         config = config.get("text_config") or config
-        for name, size, fields, rule in (
-            ("tensor_parallel_size", self.tensor_parallel_size, HEADS, "divides its attention heads"),
-            ("pipeline_parallel_size", self.pipeline_parallel_size, LAYERS, "is at most its layers"),
-        ):
-            number = next((config[field] for field in fields if field in config), None)
-            wrong = number is not None and (number % size if fields is HEADS else size > number)
-            if wrong:
-                raise ConfigError(
-                    f"{where}: {name} {size} breaks the rule that it {rule}, which are {number}"
-                )
-        for name, wanted in (
-            ("across_nodes", self.across_nodes),
-            ("pipeline_parallel_size", self.pipeline_parallel_size > 1),
-        ):
-            # vLLM 0.29 starts CPU workers on its own node alone, and a second stage fails at its first step.
-            if wanted and not gpus_each:
-                raise ConfigError(f"{where}: {name} wants GPUs, and the cluster has none; leave it out")
+        heads, layers = (next((config[f] for f in fields if f in config), 0) for fields in (HEADS, LAYERS))
+        if heads % self.tensor_parallel_size:
+            fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+            raise ConfigError(
+                f"{where}: tensor_parallel_size {self.tensor_parallel_size} does not divide its {heads} "
+                f"attention heads; choose one of: {fitting}"
+            )
+        if layers and self.pipeline_parallel_size > layers:
+            raise ConfigError(
+                f"{where}: pipeline_parallel_size {self.pipeline_parallel_size} exceeds its {layers} layers"
+            )
+        # vLLM 0.29 starts CPU workers on its own node alone, and a second stage fails at its first step.
+        across = "across_nodes" if self.across_nodes else "pipeline_parallel_size"
+        if (self.across_nodes or self.pipeline_parallel_size > 1) and not gpus_each:
+            raise ConfigError(f"{where}: {across} wants GPUs, and the cluster has none; leave it out")
 
 
 def placings(

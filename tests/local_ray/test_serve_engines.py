@@ -246,7 +246,5 @@ def test_a_model_that_cannot_be_divided_so_is_refused_before_anything_starts(for
     asked = "engines={base: {tensor_parallel_size: 2}}"
     done = forge.command("serve", "--store", str(forge.store), "--set", asked)
     assert done.code == 1
-    assert (
-        "the engine of base: tensor_parallel_size 2 breaks the rule that it divides its attention" in done.err
-    )
+    assert "the engine of base: tensor_parallel_size 2 does not divide its 9 attention heads" in done.err
     assert "Traceback" not in done.err

@@ -108,34 +108,34 @@ def test_an_engine_of_one_worker_is_as_ever() -> None:
 # Before it starts.
 
 
+SMALL = {"num_attention_heads": 9, "num_hidden_layers": 30}
+
+
 @pytest.mark.parametrize(
     ("placing", "said"),
     [
+        (Placing(tensor_parallel_size=2), "2 does not divide its 9 attention heads; choose one of: 1, 3, 9"),
+        (Placing(pipeline_parallel_size=31), "pipeline_parallel_size 31 exceeds its 30 layers"),
         (Placing(pipeline_parallel_size=2), "pipeline_parallel_size wants GPUs, and the cluster has none"),
-        (
-            Placing(tensor_parallel_size=2),
-            "tensor_parallel_size 2 breaks the rule .* attention heads, which are 9",
-        ),
-        (
-            Placing(pipeline_parallel_size=31),
-            "pipeline_parallel_size 31 .* is at most its layers, which are 30",
-        ),
         (Placing(tensor_parallel_size=3, across_nodes=True), "across_nodes wants GPUs"),
     ],
 )
 def test_a_model_that_cannot_be_divided_so_is_refused(placing: Placing, said: str) -> None:
-    config = {"num_attention_heads": 9, "num_hidden_layers": 30}
-    for told in (config, {"text_config": config}):
-        with pytest.raises(ConfigError, match=f"the engine of base: {said}"):
-            placing.check(told, 0, "the engine of base")
+    for told in (SMALL, {"text_config": SMALL}):
+        with pytest.raises(ConfigError, match=f"the engine of base: .*{said}"):
+            placing.check(told, "vllm", 0, "the engine of base")
 
 
-def test_a_model_that_can_be_is_not() -> None:
-    config = {"num_attention_heads": 9, "num_hidden_layers": 30}
-    Placing(tensor_parallel_size=3, pipeline_parallel_size=30).check(config, 1, "")
-    Placing(tensor_parallel_size=3).check(config, 0, "")
-    Placing(tensor_parallel_size=3, across_nodes=True).check(config, 1, "")
-    Placing(tensor_parallel_size=2).check({}, 0, "")  # vLLM will know
+def test_transformers_has_one_process() -> None:
+    with pytest.raises(ConfigError, match="backend transformers is one process"):
+        Placing(tensor_parallel_size=3).check(SMALL, "transformers", 1, "the engine of base")
+
+
+def test_a_model_that_can_be_divided_is_not_refused() -> None:
+    Placing(tensor_parallel_size=3, pipeline_parallel_size=30).check(SMALL, "vllm", 1, "")
+    Placing(tensor_parallel_size=3).check(SMALL, "vllm", 0, "")
+    Placing(tensor_parallel_size=3, across_nodes=True).check(SMALL, "vllm", 1, "")
+    Placing(tensor_parallel_size=2).check({}, "vllm", 0, "")  # vLLM will know
 
 
 def test_workers_on_a_cpu_have_cpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
