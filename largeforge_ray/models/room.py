@@ -27,6 +27,8 @@ MOST_LISTED = 10_000
 """Ray lists a hundred by itself, and who waits may be beyond."""
 REPLICA = "ServeReplica:"
 """How Ray calls the actors of Serve's replicas."""
+REPLICA_GROUP = "SERVE_REPLICA::"
+"""How Serve calls the placement group of a replica whose workers may be on several nodes."""
 MARK = "largeforge"
 BOARD = "RunBoard"
 """The actor that a stage with a training has, whose workers wait for room without a name of their own."""
@@ -96,11 +98,17 @@ def who_waits(held: Mapping[str, float], priority: int = 0) -> list[Waiting]:
     if groups := _listed(state.list_placement_groups, state="PENDING"):
         boards = _listed(state.list_actors, state="ALIVE", class_name=BOARD)
         ahead = {board.job_id for board in boards if goes_first(board)}
-        # By its job: Ray Train asks for another group every minute, and it is the same one that waits.
+
+        def who_of(group: Any) -> str | None:
+            if (group.name or "").startswith(REPLICA_GROUP):
+                return str(group.placement_group_id)
+            # By its job: Ray Train asks for another group every minute, and it is the same one that waits.
+            return str(group.creator_job_id) if group.creator_job_id in ahead else None
+
         found += [
-            Waiting(group.creator_job_id, sum(takes(part["unit_resources"]) for part in group.bundles))
+            Waiting(who, sum(takes(part["unit_resources"]) for part in group.bundles))
             for group in groups
-            if group.creator_job_id in ahead
+            if (who := who_of(group))
         ]
     return [one for one in found if one.takes]
 

@@ -157,6 +157,7 @@ def test_stages_of_a_higher_priority_wait_with_serving(cluster: dict[str, list[A
     cluster["groups"] = [
         SimpleNamespace(
             placement_group_id=f"group {i}",
+            name="",
             state="PENDING",
             creator_job_id=board.job_id,
             bundles=[{"unit_resources": {"CPU": 1.0}}] * 2,
@@ -168,6 +169,19 @@ def test_stages_of_a_higher_priority_wait_with_serving(cluster: dict[str, list[A
     assert who_waits({"CPU": 1.0}, priority=4) == [Waiting(job, 2)]
     assert who_waits({"CPU": 1.0}, priority=0) == [Waiting(names[4], 1), Waiting(job, 2)]
     assert who_waits({"GPU": 1.0}, priority=0) == []
+
+
+def test_a_replica_waits_whose_workers_may_be_on_several_nodes(cluster: dict[str, list[Any]]) -> None:
+    from ray.serve._private.common import REPLICA_ID_FULL_ID_STR_PREFIX
+
+    name = f"{REPLICA_ID_FULL_ID_STR_PREFIX}app#engine#1"
+    bundles = [{"unit_resources": {"CPU": 1.0}}, *([{"unit_resources": {"GPU": 1.0}}] * 4)]
+    shared: dict[str, Any] = {"state": "PENDING", "creator_job_id": "serve", "bundles": bundles}
+    cluster["groups"] = [
+        SimpleNamespace(placement_group_id="a", name=name, **shared),
+        SimpleNamespace(placement_group_id="b", name="somebody else's", **shared),
+    ]
+    assert who_waits({"GPU": 1.0}, priority=9) == [Waiting("a", 4)]
 
 
 def test_an_actor_s_name_says_whose_it_is_and_is_given_once() -> None:
