@@ -22,6 +22,7 @@ from serve_apps.fleet import TOKEN_HEADER, VERSION_HEADER
 from serve_apps.generated_text import UNFINISHED
 from serve_apps.metered import Usage
 from serve_apps.openai_errors import ReplyHead
+from serve_apps.placing import Placing
 from serve_apps.replica import ReplicaApp
 from serve_apps.transformers_engine import TransformersEngine
 from tests.unit._front import CHAT
@@ -43,8 +44,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(folder: Path, ended: Ended, context: int = CONTEXT_TOKENS) -> Any:
-    more = {"max_model_len": context, "max_tokens": context, "max_lora_rank": 8, "max_num_seqs": 4}
-    return start_engine("transformers", folder, ["base@1"], **more, ended=ended.append)
+    return start_engine(
+        "transformers",
+        folder,
+        ["base@1"],
+        max_model_len=context,
+        max_tokens=context,
+        max_lora_rank=8,
+        placing=Placing(max_num_seqs=4),
+        ended=ended.append,
+    )
 
 
 @pytest.fixture(scope="module")
