@@ -35,7 +35,9 @@ class Echo:
 
     served, healthy, running = (VERSION,), True, 0
 
-    async def answer(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[ReplyHead | bytes]:
+    async def answer(
+        self, path: str, payload: Mapping[str, Any], said: str = ""
+    ) -> AsyncIterator[ReplyHead | bytes]:
         if not payload.get("stream"):
             yield ReplyHead(200)
             yield WHOLE
@@ -162,7 +164,9 @@ def compare(ours: int, usual: int, count: int, *, stream: bool, goal: str) -> No
     def of(port: int) -> tuple[float, bytes]:
         return asyncio.run(rate(f"http://127.0.0.1:{port}/v1/chat/completions", 4.0, stream=stream))
 
-    equal = of(ours)[1] == of(usual)[1]
+    equal = (reply := of(ours)[1]) == of(usual)[1]
+    if not equal:
+        raise SystemExit(f"the replies differ, so their rates mean nothing; ours is {reply[:200]!r}")
     pairs = [[of(ours)[0], of(usual)[0]] for _ in range(count)]
     kind = f"streams of {EVENTS} events" if stream else "whole replies"
     record(
