@@ -2,8 +2,8 @@
 
 This is the one file of the package that calls parts of vLLM without a public promise. They were read in
 the version below, in ``entrypoints/launchers/api_server/app_state.py`` and
-``entrypoints/openai/{chat_completion,completion}/{api_router,serving}.py``; a test fails when the installed
-version moves.
+``entrypoints/openai/{chat_completion,completion}/{api_router,serving}.py`` and
+``entrypoints/pooling/embed/{api_router,serving}.py``; a test fails when the installed version moves.
 """
 
 from __future__ import annotations

@@ -111,18 +111,19 @@ class Router:
     experts: tuple[Expert, ...]
 
     @property
-    def live(self) -> tuple[Expert, ...]:
-        return tuple(expert for expert in self.experts if expert.state == "live" and not expert.embeds)
-
-    @property
-    def embedder(self) -> Expert | None:
-        """The live expert that embeds. Vectors of two models do not compare, so there is one at most."""
-        return next((expert for expert in self.experts if expert.state == "live" and expert.embeds), None)
-
-    @property
     def served(self) -> tuple[Expert, ...]:
         """All that are live, in the order of the table."""
         return tuple(expert for expert in self.experts if expert.state == "live")
+
+    @property
+    def live(self) -> tuple[Expert, ...]:
+        """Those that a policy chooses from."""
+        return tuple(expert for expert in self.served if not expert.embeds)
+
+    @property
+    def embedder(self) -> Expert | None:
+        """The one that embeds. Vectors of two models do not compare, so there is one at most."""
+        return next((expert for expert in self.served if expert.embeds), None)
 
     def expert(self, name: str) -> Expert | None:
         """The live expert of this name."""
