@@ -267,8 +267,22 @@ def _placings(router: Router, store: Store, args: ForgeArgs) -> dict[str, Placin
         placing = made[group.model_key]
         if placing.workers > 1 or placing.across_nodes:
             config = json.loads(store.read_bytes(f"{store.get(group.model_key).data}/config.json"))
-            placing.check(config, group.backend, gpus_each(), f"the engine of {group.experts[0].name}")
+            name = f"the engine of {group.experts[0].name}"
+            placing.check(config, group.backend, gpus_each(), name)
+            _say_if_waiting(placing, name)
     return made
+
+
+def _say_if_waiting(placing: Placing, name: str) -> None:
+    """An autoscaler may bring a larger node, so that it is no error."""
+    import ray
+
+    device = "GPU" if gpus_each() else "CPU"
+    nodes = ray.nodes() if ray.is_initialized() else []
+    most = max((node["Resources"].get(device, 0) for node in nodes if node["Alive"]), default=placing.workers)
+    if placing.workers > most and not placing.across_nodes:
+        said = "%s waits for a node with %d %ss: the largest has %g"
+        logger.warning(said, name, placing.workers, device, most)
 
 
 def _speculating(router: Router, speculation: dict[str, Any]) -> Router:
@@ -298,7 +312,8 @@ def _fault(error: Mapping[str, Any]) -> str:
         [*near] = get_close_matches(str(error["loc"][-1]), fields, n=1)
         meant = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(fields)}"
         return f"argument '{place}' does not exist; {meant}"
-    return f"{place} {str(error['input'])[:60]!r}: {error['msg']}; see docs/serving.md for its values"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{place} {str(error['input'])[:60]!r}: {said}; see docs/serving.md for its values"
 
 
 def app(args: dict[str, Any]) -> serve.Application:

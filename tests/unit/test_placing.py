@@ -11,7 +11,7 @@ from largeforge_ray.errors import ConfigError
 from largeforge_ray.models.hardware import Hardware, engine_env
 from largeforge_ray.routing import parse_router
 from largeforge_ray.routing.experts import model_groups
-from serve_apps.forge import parse_args
+from serve_apps.forge import _say_if_waiting, parse_args
 from serve_apps.placing import Placing, placings
 from tests.unit.test_embeddings import EMBEDDER
 from tests.unit.test_routing import ADAPTER, MODEL, expert, router
@@ -147,3 +147,18 @@ def test_workers_on_a_cpu_have_cpus_of_their_own(monkeypatch: pytest.MonkeyPatch
     assert engine_env(machine)["VLLM_CPU_OMP_THREADS_BIND"] == "0,1,2,3,8"
     with pytest.raises(ConfigError, match="an engine of 6 workers wants a CPU for each, and here are 5"):
         engine_env(machine, workers=6)
+
+
+def test_an_engine_that_no_node_is_large_enough_for_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr("serve_apps.forge.gpus_each", lambda: 0)
+    _say_if_waiting(Placing(tensor_parallel_size=2), "the engine of base")
+    assert caplog.messages == []
+    _say_if_waiting(Placing(tensor_parallel_size=3), "the engine of base")
+    assert caplog.messages == ["the engine of base waits for a node with 3 CPUs: the largest has 2"]
