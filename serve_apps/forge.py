@@ -282,7 +282,8 @@ def _say_if_waiting(placing: Placing, name: str) -> None:
     most = max((node["Resources"].get(device, 0) for node in nodes if node["Alive"]), default=placing.workers)
     if placing.workers > most and not placing.across_nodes:
         said = "%s waits for a node with %d %ss: the largest has %g"
-        logger.warning(said, name, placing.workers, device, most)
+        # Not Serve's logger: who starts the application reads this, on whose side that one is kept quiet.
+        logging.getLogger(__name__).warning(said, name, placing.workers, device, most)
 
 
 def _speculating(router: Router, speculation: dict[str, Any]) -> Router:
